@@ -1,0 +1,44 @@
+/* Drawing one picture: prompts encoded as stable-diffusion-webui does, denoised, decoded. For `generate` and for previews in training. */
+#ifndef VULORA_CLI_DRAW_H
+#define VULORA_CLI_DRAW_H
+
+#include "diffusion/denoise.h"
+#include "diffusion/prompt.h"
+#include "pipeline/pipeline.h"
+
+typedef struct draw_settings {
+    int width, height; /* pixels, multiples of 8 */
+    int steps, clip_skip;
+    const sampler_kind *sampler;
+    sigma_spacing spacing;
+    float cfg;
+    random_source source;
+} draw_settings;
+
+/* A prompt and its negative, encoded: for every stage the states of the text encoder. */
+typedef struct draw_prompt {
+    prompt parsed;
+    float **states; /* [stage_count]: [tokens, width] */
+    int *tokens;
+} draw_prompt;
+
+typedef struct draw_prompts {
+    draw_prompt positive, negative;
+} draw_prompts;
+
+/* Encodes with the adapters that are on the pipeline's stack now; the <lora:...> in the text are the caller's business
+   (prompts->positive.parsed.loras). draw_prompts_free also after a failure. */
+bool draw_prompts_encode(pipeline *p, const draw_settings *s, const char *positive, const char *negative, draw_prompts *out, error *err);
+void draw_prompts_free(draw_prompts *prompts);
+
+/* Called after every step; cancel stops the drawing before the next one. Both may be NULL. */
+typedef struct draw_watch {
+    denoise_progress progress;
+    void *user;
+    const atomic_bool *cancel;
+} draw_watch;
+
+/* rgb: [height, width, 3], freed by the caller; NULL unless the status is DENOISE_DONE. */
+denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch, uint8_t **rgb, error *err);
+
+#endif

@@ -1,0 +1,84 @@
+# Compute kernels: every shaders/*.comp is compiled in the wanted combinations of element types and linked into the Vulkan room as a
+# table from name to SPIR-V. No -O: spirv-opt unrolls loops itself, and the drivers' compilers do that better.
+find_program(VULORA_GLSLANG NAMES glslangValidator glslang REQUIRED)
+
+# "name:n": name.comp has n bindings whose elements may be float (f) or float16_t (h); all 2^n variants are built. Variant gemm_fhf is
+# gemm.comp with T0 = float, T1 = float16_t, T2 = float (and T0_4 ... for the vectors of four).
+set(VULORA_SHADERS
+  gemm:3 reduce:0
+  attention_forward:2 attention_delta:2 attention_backward_keys:2 attention_backward_queries:2
+  group_norm_stats:1 group_norm_finish:0 group_norm_apply:2 group_norm_backward_stats:2 group_norm_backward_apply:3
+  layer_norm:2 layer_norm_backward:3
+  activation:2 activation_backward:3 geglu:2 geglu_backward:3 add:3
+  copy:2 upsample:2 upsample_backward:2 sum_pixels:2
+  mse:2 mse_backward:3 sum:0 square_sum:0 grad_norm:0 adamw:0)
+
+# The letters of variant number `bits` of n.
+function(vulora_shader_letters n bits result)
+  set(word "")
+  foreach(i RANGE 1 ${n})
+    math(EXPR bit "(${bits} >> (${n} - ${i})) & 1")
+    if(bit)
+      string(APPEND word h)
+    else()
+      string(APPEND word f)
+    endif()
+  endforeach()
+  set(${result} ${word} PARENT_SCOPE)
+endfunction()
+
+# Compiles one variant into generated/shaders/NAME.h, which holds the array shader_NAME.
+function(vulora_shader_compile file name word)
+  set(defines "")
+  string(LENGTH "${word}" n)
+  math(EXPR last "${n} - 1")
+  if(n GREATER 0)
+    foreach(i RANGE 0 ${last})
+      string(SUBSTRING ${word} ${i} 1 letter)
+      if(letter STREQUAL h)
+        list(APPEND defines -DT${i}=float16_t -DT${i}_4=f16vec4)
+      else()
+        list(APPEND defines -DT${i}=float -DT${i}_4=vec4)
+      endif()
+    endforeach()
+  endif()
+  set(source ${CMAKE_SOURCE_DIR}/shaders/${file}.comp)
+  set(output ${CMAKE_BINARY_DIR}/generated/shaders/${name}.h)
+  file(GLOB includes CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/shaders/*.glsl)
+  add_custom_command(
+    OUTPUT ${output}
+    COMMAND ${VULORA_GLSLANG} --quiet -g0 --target-env vulkan1.2 ${defines} --vn shader_${name} -o ${output} ${source}
+    DEPENDS ${source} ${includes}
+    COMMENT "Shader ${name}"
+    VERBATIM)
+endfunction()
+
+# Compiles all of them and adds the table (vulkan/internal.h: gpu_shader_table) to the target.
+function(vulora_shaders target)
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/generated/shaders)
+  set(headers "")
+  set(includes "")
+  set(rows "")
+  foreach(entry ${VULORA_SHADERS})
+    string(REPLACE ":" ";" parts ${entry})
+    list(GET parts 0 file)
+    list(GET parts 1 n)
+    math(EXPR last "(1 << ${n}) - 1")
+    foreach(bits RANGE 0 ${last})
+      set(name ${file})
+      set(word "")
+      if(n GREATER 0)
+        vulora_shader_letters(${n} ${bits} word)
+        set(name ${file}_${word})
+      endif()
+      vulora_shader_compile(${file} ${name} "${word}")
+      list(APPEND headers ${CMAKE_BINARY_DIR}/generated/shaders/${name}.h)
+      string(APPEND includes "#include \"shaders/${name}.h\"\n")
+      string(APPEND rows "    {\"${name}\", shader_${name}, sizeof shader_${name}},\n")
+    endforeach()
+  endforeach()
+  set(table ${CMAKE_BINARY_DIR}/generated/shaders/table.c)
+  file(CONFIGURE OUTPUT ${table} @ONLY CONTENT
+    "/* Made by cmake/shaders.cmake. */\n#include \"vulkan/internal.h\"\n\n${includes}\nconst gpu_shader gpu_shader_table[] = {\n${rows}    {NULL, NULL, 0},\n};\n")
+  target_sources(${target} PRIVATE ${table} ${headers})
+endfunction()

@@ -1,0 +1,101 @@
+/* An adapter in memory: the modules it changes, and for each the small tensors that say how, on a device. Read from a file
+   (lora/read.c), or new for training (lora/create.c); applied by an adapter stack (lora/stack.h), written by lora/save.c. */
+#ifndef VULORA_LORA_ADAPTER_H
+#define VULORA_LORA_ADAPTER_H
+
+#include "graph/device.h"
+#include "lora/modules.h"
+
+typedef struct adapter_kind adapter_kind; /* lora/kind.h */
+
+enum { ADAPTER_MODULE_TENSORS = 8 };
+
+/* How a tensor lies in the engine. */
+typedef enum adapter_layout {
+    ADAPTER_MATRIX, /* element for element as in the file; [r, in, 1, 1] becomes [r, in] */
+    ADAPTER_TAPS    /* a convolution: [out, in, kh, kw] in the file, [kh * kw, out, in] in the engine */
+} adapter_layout;
+
+typedef struct adapter_tensor {
+    char *name; /* in the file: "lora_unet_..._to_q.lora_down.weight" */
+    int rank;   /* shape in the file */
+    int64_t dims[4];
+    adapter_layout layout;
+    tensor *value; /* in the engine's layout; of a trained adapter fp32 with value->grad, else frozen */
+} adapter_tensor;
+
+typedef struct adapter_module {
+    const adapter_kind *kind;
+    const module_info *info;
+    int64_t rank;
+    double alpha;                                   /* as files store it */
+    double scale;                                   /* what the change is multiplied with: alpha / rank for LoRA */
+    adapter_tensor tensors[ADAPTER_MODULE_TENSORS]; /* in the kind's order; absent ones have no value */
+} adapter_module;
+
+typedef struct adapter {
+    char *path; /* the file it came from; NULL: new */
+    device *device;
+    tensor_pool *pool;
+    bool trainable;
+    adapter_module *modules; /* by flat name */
+    int module_count;
+    const module_table *table;
+} adapter;
+
+/* What a file held and what became of it. */
+typedef struct adapter_report {
+    int applied, total; /* modules */
+    char **unapplied;   /* names, as in the file, of modules and tensors that had no effect */
+    int unapplied_count;
+} adapter_report;
+
+void adapter_report_free(adapter_report *report);
+/* "FILE: 252 of 264 modules applied; these 12 not: a, b, ..."; empty text when everything was applied. Names at most `most` of them. */
+void adapter_report_text(const adapter_report *report, const char *path, int most, char *out, size_t size);
+
+/* Reads an adapter file, a diffusers or a PEFT folder, for a model with these modules (the table must outlive the adapter). Accepts the
+   spellings of formats.md 2 and 6. trainable: its tensors are parameters with gradients. Refused: kinds other than those of the kind
+   table that can be applied, shapes that do not fit, NaN and infinity, files for other architectures, files that match nothing.
+   report may be NULL. */
+adapter *adapter_load(const char *path, const module_table *table, device *d, bool trainable, adapter_report *report, error *err);
+
+typedef enum adapter_train_kind { ADAPTER_TRAIN_LORA, ADAPTER_TRAIN_LOCON } adapter_train_kind;
+
+typedef struct adapter_options {
+    adapter_train_kind kind;
+    const char *targets; /* "attn", "attn-mlp", "full", a POSIX extended regular expression on module names, or NULL: the kind's default */
+    int rank;
+    double alpha;
+    int conv_rank;     /* of 3x3 convolutions; 0: as rank */
+    double conv_alpha; /* 0: as alpha */
+    bool train_text_encoder;
+    uint64_t seed;
+} adapter_options;
+
+/* A new adapter for training: every module of the targets, `up` zero, so it changes nothing yet. */
+adapter *adapter_create(const adapter_options *options, const module_table *table, device *d, error *err);
+void adapter_free(adapter *a);
+
+/* The tensors in their stable order: modules by flat name, tensors in the kind's order. */
+int adapter_tensor_count(const adapter *a);
+/* index: 0 .. adapter_tensor_count - 1. module: NULL, or gets the module it belongs to (module->info->part is its learning-rate group). */
+const adapter_tensor *adapter_tensor_at(const adapter *a, int index, const adapter_module **module);
+/* NULL: there is none of that name. */
+const adapter_tensor *adapter_tensor_find(const adapter *a, const char *name);
+int64_t adapter_tensor_elements(const adapter_tensor *t);
+int64_t adapter_parameters(const adapter *a);
+
+/* Between the file's layout and the engine's: values, gradients and optimizer moments alike. */
+void adapter_tensor_to_file(const adapter_tensor *t, const float *engine, float *file);
+void adapter_tensor_from_file(const adapter_tensor *t, const float *file, float *engine);
+
+/* The module changed under that path, or NULL. */
+const adapter_module *adapter_find_module(const adapter *a, checkpoint_part part, const char *name);
+
+/* For kinds: puts tensor number `index` of the module onto the device. name: the file's, copied. dims: [rank], the file's.
+   file_values: in the file's layout; NULL: zeros. */
+bool adapter_put_tensor(adapter *a, adapter_module *m, int index, const char *name, int rank, const int64_t *dims, adapter_layout layout,
+                        const float *file_values, error *err);
+
+#endif

@@ -1,0 +1,70 @@
+#include "lora/layer.h"
+
+#include "lora/stack.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+typedef struct tensor_name {
+    char text[192];
+} tensor_name;
+
+static const char *tensor_name_of(tensor_name *n, const char *module, const char *what) {
+    snprintf(n->text, sizeof n->text, "%s.%s", module, what);
+    return n->text;
+}
+
+static tensor *layer_weight(const layer_scope *s, const char *name) {
+    tensor_name n;
+    return weights_get(s->weights, s->tape, tensor_name_of(&n, name, "weight"));
+}
+
+static tensor *layer_bias(const layer_scope *s, const char *name) {
+    tensor_name n;
+    return weights_get_optional(s->weights, s->tape, tensor_name_of(&n, name, "bias"));
+}
+
+static tensor *layer_adapt(const layer_scope *s, tensor *x, tensor *y, tensor *weight, const conv_shape *conv, const char *name) {
+    if (!s->adapters || !y) return y;
+    adapter_site site = {.part = weights_part(s->weights), .name = name, .conv = conv, .weight = weight};
+    return adapter_stack_apply(s->adapters, s->tape, &site, x, y);
+}
+
+tensor *layer_linear(const layer_scope *s, tensor *x, tensor *residual, const char *name) {
+    tensor *weight = layer_weight(s, name);
+    tensor *y = op_linear(s->tape, x, weight, layer_bias(s, name), residual, 1.0f);
+    return layer_adapt(s, x, y, weight, NULL, name);
+}
+
+tensor *layer_conv2d_padded(const layer_scope *s, tensor *x, tensor *residual, tensor *shift, conv_shape shape, const char *name) {
+    tensor *weight = layer_weight(s, name);
+    tensor *y = op_conv2d(s->tape, x, weight, layer_bias(s, name), residual, shift, shape);
+    return layer_adapt(s, x, y, weight, &shape, name);
+}
+
+/* A 1x1 convolution's weight is a matrix, and it is a linear layer over the channels of each pixel. */
+tensor *layer_conv2d(const layer_scope *s, tensor *x, tensor *residual, tensor *shift, int stride, const char *name) {
+    tensor *weight = layer_weight(s, name);
+    if (!weight) return NULL;
+    if (weight->rank == 2) {
+        if (stride == 1 && !shift) return layer_linear(s, x, residual, name);
+        return tape_fail(s->tape, "%s: 1x1 convolutions have neither stride nor shift here", name);
+    }
+    return layer_conv2d_padded(s, x, residual, shift, (conv_shape){.kernel = 3, .stride = stride, .pad_before = 1, .pad_after = 1}, name);
+}
+
+tensor *layer_group_norm(const layer_scope *s, tensor *x, int groups, float eps, bool silu, const char *name) {
+    return op_group_norm(s->tape, x, layer_weight(s, name), layer_bias(s, name), groups, eps, silu);
+}
+
+tensor *layer_layer_norm(const layer_scope *s, tensor *x, float eps, const char *name) {
+    return op_layer_norm(s->tape, x, layer_weight(s, name), layer_bias(s, name), eps);
+}
+
+const char *module_path_format(module_path *p, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(p->text, sizeof p->text, format, args);
+    va_end(args);
+    return p->text;
+}

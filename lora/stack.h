@@ -1,0 +1,34 @@
+/* A stack of adapters: applied one after another while a tape is recorded, each with its own strength in the U-Net and in the text
+   encoder. The base model is never touched: after a change the next tape simply has other branches. */
+#ifndef VULORA_LORA_STACK_H
+#define VULORA_LORA_STACK_H
+
+#include "lora/kind.h"
+#include "lora/layer.h"
+
+adapter_stack *adapter_stack_create(void);
+void adapter_stack_free(adapter_stack *s); /* and the adapters in it */
+
+/* Puts an adapter on top; the stack owns it. */
+void adapter_stack_add(adapter_stack *s, adapter *a, float unet_weight, float text_weight);
+/* Takes out and frees the adapter. */
+void adapter_stack_remove(adapter_stack *s, adapter *a);
+/* Takes out the adapter, which is the caller's again. */
+void adapter_stack_release(adapter_stack *s, adapter *a);
+int adapter_stack_count(const adapter_stack *s);
+adapter *adapter_stack_at(const adapter_stack *s, int index); /* 0: applied first */
+void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_weight, float text_weight);
+
+/* y + what every adapter of the stack does at this site, in order. Adapters of weight 0 leave no trace on the tape. */
+tensor *adapter_stack_apply(const adapter_stack *s, tape *t, const adapter_site *site, tensor *x, tensor *y);
+
+/* "FILE[:WEIGHT[:TE_WEIGHT]]" of --lora. WEIGHT is 1, TE_WEIGHT is WEIGHT when not given. A name that exists as a whole is taken as it is.
+ */
+typedef struct adapter_spec {
+    char *path; /* freed by the caller */
+    float unet_weight, text_weight;
+} adapter_spec;
+
+bool adapter_spec_parse(const char *text, adapter_spec *out, error *err);
+
+#endif

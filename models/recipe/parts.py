@@ -1,0 +1,114 @@
+"""The three networks of the demo model: SD1.5's topology with narrow channels, and its schedule."""
+import gzip
+import os
+import tempfile
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+SCALING = 0.18215
+CONTEXT = 64
+TOKENS = 77
+VAE_CHANNELS = (64, 64, 64, 128)
+UNET_CHANNELS = (64, 64, 128, 64)
+
+
+def make_vae():
+    """The autoencoder: 8 times smaller each way, 4 latent channels."""
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=VAE_CHANNELS,
+        layers_per_block=2, norm_num_groups=32, sample_size=128, scaling_factor=SCALING,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+
+
+@torch.no_grad()
+def begin_linear(vae):
+    """Start the autoencoder as nearly linear: silent residual branches, scaling steps that average and repeat.
+
+    Colours then reach the latents and come back from the first step on, and training takes a fraction of the time.
+    """
+    for name, module in vae.named_modules():
+        if name.endswith(("conv2", "to_out.0")):
+            torch.nn.init.zeros_(module.weight)
+        elif name.endswith("downsamplers.0.conv"):
+            module.weight.mul_(.1)
+            module.weight[:, :, :2, :2] += torch.eye(len(module.weight))[:, :, None, None] / 4
+        elif name.endswith("upsamplers.0.conv"):
+            module.weight.mul_(.1)
+            module.weight[:, :, 1, 1] += torch.eye(len(module.weight))
+    vae.quant_conv.bias[4:] = -4                  # little noise at first
+    return vae
+
+
+def make_unet():
+    """The noise predictor."""
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2,
+        block_out_channels=UNET_CHANNELS, cross_attention_dim=CONTEXT, attention_head_dim=8,
+        norm_num_groups=32, use_linear_projection=False,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+
+
+def make_text_encoder():
+    """CLIP's text tower, two layers of one head."""
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_hidden_layers=2,
+        num_attention_heads=1, max_position_embeddings=TOKENS, hidden_act="quick_gelu",
+        projection_dim=CONTEXT, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+
+
+def _byte_symbols():
+    """CLIP's 256 printable stand-ins for bytes, in CLIP's order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def make_tokenizer():
+    """CLIP's tokenizer, built from the merges file inside the open_clip package."""
+    import json
+    from transformers import CLIPTokenizer
+    folder = os.path.dirname(find_spec("open_clip").origin)
+    with gzip.open(os.path.join(folder, "bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as f:
+        merges = f.read().split("\n")[1:49152 - 256 - 2 + 1]
+    symbols = _byte_symbols()
+    words = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as tmp:
+        vocab, rules = os.path.join(tmp, "vocab.json"), os.path.join(tmp, "merges.txt")
+        with open(vocab, "w", encoding="utf-8") as f:
+            json.dump({w: i for i, w in enumerate(words)}, f)
+        with open(rules, "w", encoding="utf-8") as f:
+            f.write("#version: 0.2\n" + "\n".join(merges) + "\n")
+        return CLIPTokenizer(vocab, rules, pad_token="<|endoftext|>", model_max_length=TOKENS)
+
+
+def tokenize(tokenizer, captions):
+    """Token ids, [N, 77], padded with the end token."""
+    return torch.tensor(tokenizer(list(captions), padding="max_length", max_length=TOKENS,
+                                  truncation=True)["input_ids"])
+
+
+def alphas_cumprod():
+    """Stable Diffusion's noise schedule."""
+    betas = torch.linspace(0.00085 ** .5, 0.012 ** .5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+class Float32Attention:
+    """Attention in float32 whatever autocast says: at these narrow heads bf16 is the slower one."""
+
+    def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None, **_):
+        batch, tokens, _ = hidden.shape
+        context = hidden if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x):
+            return x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2).float()
+
+        out = F.scaled_dot_product_attention(
+            heads(attn.to_q(hidden)), heads(attn.to_k(context)), heads(attn.to_v(context)))
+        return attn.to_out[0](out.transpose(1, 2).reshape(batch, tokens, -1).to(hidden.dtype))

@@ -1,0 +1,248 @@
+/* Scaled dot-product attention by heads, and its gradient, without ever holding the score matrix.
+
+   forward   S = q k^T / sqrt(d), lse = log sum exp(S) per row, o = exp(S - lse) v
+   backward  P = exp(S - lse), delta = rowsum(do * o), dv = P^T do, dS = P * (do v^T - delta) / sqrt(d), dq = dS k, dk = dS^T q
+
+   (Dao et al., FlashAttention, 2022; Rabe & Staats 2021.) The CPU takes a block of queries against all keys, Vulkan blocks of both. */
+#include "ops/kernel.h"
+#include "ops/op.h"
+
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+enum { IN_Q, IN_K, IN_V, INPUTS };
+enum { I_IMAGES, I_TQ, I_TK, I_HEADS, I_WIDTH /* of a head */, I_CAUSAL };
+
+/* Queries per block on the CPU. */
+enum { BLOCK = 64 };
+
+static const op ATTENTION, ATTENTION_GRAD;
+
+static int64_t tokens(const tensor *x) { return x->dim[0] ? tensor_rows(x) / x->dim[0] : 0; }
+
+tensor *op_attention(tape *t, tensor *q, tensor *k, tensor *v, int heads, bool causal) {
+    if (!q || !k || !v) return NULL;
+    char qs[64], ks[64];
+    int64_t c = tensor_columns(q);
+    if (heads < 1 || c % heads || tensor_columns(k) != c || tensor_columns(v) != c || q->dim[0] != k->dim[0] ||
+        tensor_rows(k) != tensor_rows(v))
+        return tape_fail(t, "attention: %d heads, queries %s and keys %s do not fit", heads, tensor_shape_text(q, qs),
+                         tensor_shape_text(k, ks));
+    tensor *o = tape_temporary(t, DTYPE_COUNT, q->rank, q->dim);
+    tensor *lse = tape_temporary(t, DTYPE_F32, 3, (int64_t[]){q->dim[0], heads, tokens(q)});
+    record *r = tape_append(t, &ATTENTION, (tensor *[]){q, k, v}, INPUTS, (tensor *[]){o, lse}, 2);
+    r->i[I_IMAGES] = q->dim[0], r->i[I_TQ] = tokens(q), r->i[I_TK] = tokens(k);
+    r->i[I_HEADS] = heads, r->i[I_WIDTH] = c / heads, r->i[I_CAUSAL] = causal;
+    r->f[0] = 1.0f / sqrtf((float)(c / heads));
+    return o;
+}
+
+static void backward(tape *t, const record *r) {
+    tensor *q = r->in[IN_Q], *k = r->in[IN_K], *v = r->in[IN_V];
+    tensor *dq = tape_temporary(t, DTYPE_COUNT, q->rank, q->dim), *dk = tape_temporary(t, DTYPE_COUNT, k->rank, k->dim);
+    tensor *dv = tape_temporary(t, DTYPE_COUNT, v->rank, v->dim);
+    record *d = tape_append(t, &ATTENTION_GRAD, (tensor *[]){tape_get_grad(r->out[0]), q, k, v, r->out[0], r->out[1]}, 6,
+                            (tensor *[]){dq, dk, dv}, 3);
+    memcpy(d->i, r->i, sizeof r->i);
+    d->f[0] = r->f[0];
+    grad_add(t, q, dq);
+    grad_add(t, k, dk);
+    grad_add(t, v, dv);
+}
+
+static double products(const record *r) {
+    return 2.0 * (double)(r->i[I_IMAGES] * r->i[I_TQ]) * (double)(r->i[I_TK] * r->i[I_HEADS] * r->i[I_WIDTH]);
+}
+static double forward_flops(const record *r) { return 2 * products(r); }
+static double grad_flops(const record *r) { return 5 * products(r); }
+
+/* ---- CPU ---- */
+
+static size_t forward_scratch(const record *r, const device *d) {
+    return d->gpu ? 0 : (size_t)(d->threads * BLOCK * r->i[I_TK]) * sizeof(float);
+}
+static size_t delta_bytes(const record *r);
+static size_t grad_scratch(const record *r, const device *d) { return d->gpu ? delta_bytes(r) : 2 * forward_scratch(r, d); }
+
+/* Keys that query i sees. */
+static int64_t visible(const record *r, int64_t query) { return r->i[I_CAUSAL] && query + 1 < r->i[I_TK] ? query + 1 : r->i[I_TK]; }
+
+OP_HOT static float row_max(const float *s, int64_t n) {
+    float most = -FLT_MAX;
+    for (int64_t j = 0; j < n; j++) most = s[j] > most ? s[j] : most;
+    return most;
+}
+
+OP_HOT static float row_exp(float *s, int64_t n, float shift) {
+    float sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        s[j] = scalar_exp(s[j] - shift);
+        sum += s[j];
+    }
+    return sum;
+}
+
+/* Scores of `count` queries from `first` on: [count, tk] */
+static void scores(const record *r, const float *q, const float *k, int64_t first, int64_t count, float *s) {
+    int64_t ld = r->i[I_HEADS] * r->i[I_WIDTH];
+    cpu_gemm(false, true, count, r->i[I_TK], r->i[I_WIDTH], r->f[0], q + first * ld, ld, k, ld, 0, s, r->i[I_TK]);
+}
+
+static void forward_cpu(const record *r, const device *d) {
+    (void)d;
+    int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width,
+            blocks = (tq + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t job = 0; job < r->i[I_IMAGES] * heads * blocks; job++) {
+        int64_t n = job / blocks / heads, h = job / blocks % heads, first = job % blocks * BLOCK,
+                count = tq - first < BLOCK ? tq - first : BLOCK;
+        const float *q = (const float *)r->in[IN_Q]->cpu + n * tq * ld + h * width,
+                    *k = (const float *)r->in[IN_K]->cpu + n * tk * ld + h * width;
+        const float *v = (const float *)r->in[IN_V]->cpu + n * tk * ld + h * width;
+        float *o = (float *)r->out[0]->cpu + (n * tq + first) * ld + h * width,
+              *lse = (float *)r->out[1]->cpu + (n * heads + h) * tq + first;
+        float *s = (float *)r->scratch->cpu + omp_get_thread_num() * BLOCK * tk;
+        scores(r, q, k, first, count, s);
+        for (int64_t i = 0; i < count; i++) {
+            int64_t keys = visible(r, first + i);
+            float *row = s + i * tk, most = row_max(row, keys), sum = row_exp(row, keys, most), scale = 1.0f / sum;
+            for (int64_t j = 0; j < keys; j++) row[j] *= scale;
+            for (int64_t j = keys; j < tk; j++) row[j] = 0;
+            lse[i] = most + logf(sum);
+        }
+        cpu_gemm(false, false, count, width, tk, 1, s, tk, v, ld, 0, o, ld);
+    }
+}
+
+OP_HOT static float row_dot(const float *a, const float *b, int64_t n) {
+    float sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += a[j] * b[j];
+    return sum;
+}
+
+OP_HOT static void row_score_grad(const float *p, float *dp, int64_t n, float delta, float scale) {
+    for (int64_t j = 0; j < n; j++) dp[j] = p[j] * (dp[j] - delta) * scale;
+}
+
+static void grad_cpu(const record *r, const device *d) {
+    (void)d;
+    int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t job = 0; job < r->i[I_IMAGES] * heads; job++) {
+        int64_t n = job / heads, h = job % heads, qs = n * tq * ld + h * width, ks = n * tk * ld + h * width;
+        const float *dy = (const float *)r->in[0]->cpu + qs, *q = (const float *)r->in[1]->cpu + qs, *k = (const float *)r->in[2]->cpu + ks;
+        const float *v = (const float *)r->in[3]->cpu + ks, *o = (const float *)r->in[4]->cpu + qs;
+        const float *lse = (const float *)r->in[5]->cpu + (n * heads + h) * tq;
+        float *dq = (float *)r->out[0]->cpu + qs, *dk = (float *)r->out[1]->cpu + ks, *dv = (float *)r->out[2]->cpu + ks;
+        float *p = (float *)r->scratch->cpu + omp_get_thread_num() * 2 * BLOCK * tk, *dp = p + BLOCK * tk;
+        for (int64_t first = 0; first < tq; first += BLOCK) {
+            int64_t count = tq - first < BLOCK ? tq - first : BLOCK;
+            float beta = first ? 1.0f : 0.0f;
+            scores(r, q, k, first, count, p);
+            cpu_gemm(false, true, count, tk, width, 1, dy + first * ld, ld, v, ld, 0, dp, tk);
+            for (int64_t i = 0; i < count; i++) {
+                int64_t keys = visible(r, first + i);
+                row_exp(p + i * tk, keys, lse[first + i]);
+                for (int64_t j = keys; j < tk; j++) p[i * tk + j] = 0;
+            }
+            cpu_gemm(true, false, tk, width, count, 1, p, tk, dy + first * ld, ld, beta, dv, ld);
+            for (int64_t i = 0; i < count; i++)
+                row_score_grad(p + i * tk, dp + i * tk, tk, row_dot(dy + (first + i) * ld, o + (first + i) * ld, width), r->f[0]);
+            cpu_gemm(false, false, count, width, tk, 1, dp, tk, k, ld, 0, dq + first * ld, ld);
+            cpu_gemm(true, false, tk, width, count, 1, dp, tk, q + first * ld, ld, beta, dk, ld);
+        }
+    }
+}
+
+/* ---- Vulkan ---- */
+
+/* Heads wider than this pass through shared memory in chunks. */
+enum { MOST_PLACES = 40 };
+
+typedef struct blocks {
+    int64_t places, chunks; /* of a head in shared memory at a time */
+    int64_t rows, columns;  /* queries and keys per block */
+} blocks;
+
+/* The sums of a block of rows stay in registers: `most` of them per thread. */
+static blocks choose_blocks(const record *r, int64_t most) {
+    int64_t width = r->i[I_WIDTH], chunks = kernel_groups(width, MOST_PLACES);
+    blocks b = {(kernel_groups(width, chunks) + 7) / 8 * 8, chunks, 32, 32};
+    while (b.rows > 8 && b.rows / 8 * (b.places / 8) * chunks > most) b.rows /= 2;
+    return b;
+}
+
+static void shape_constants(kernel_call *k, const record *r, blocks b) {
+    const int64_t constants[] = {r->i[I_WIDTH], b.places, b.chunks, b.rows, b.columns, r->i[I_CAUSAL], kernel_fours(r->i[I_WIDTH])};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(k, constants[i]);
+    kernel_push(k, r->i[I_TQ]);
+    kernel_push(k, r->i[I_TK]);
+    kernel_push(k, r->i[I_HEADS]);
+    kernel_push_float(k, r->f[0]);
+}
+
+static void forward_vulkan(const record *r, gpu_recording *rec) {
+    blocks b = choose_blocks(r, 80);
+    kernel_call k = kernel_named("attention_forward");
+    kernel_type(&k, r->in[IN_Q]);
+    kernel_type(&k, r->out[0]);
+    for (int i = 0; i < INPUTS; i++) kernel_read(&k, r->in[i]);
+    kernel_write(&k, r->out[0]);
+    kernel_write(&k, r->out[1]);
+    shape_constants(&k, r, b);
+    kernel_run(&k, rec, kernel_groups(r->i[I_TQ], b.rows), r->i[I_HEADS], r->i[I_IMAGES], forward_flops(r));
+}
+
+/* delta: [images, heads, tq] */
+static size_t delta_bytes(const record *r) { return (size_t)(r->i[I_IMAGES] * r->i[I_HEADS] * r->i[I_TQ]) * sizeof(float); }
+
+static void delta_vulkan(const record *r, gpu_recording *rec) {
+    kernel_call k = kernel_named("attention_delta");
+    kernel_read_typed(&k, r->in[4]);
+    kernel_read_typed(&k, r->in[0]);
+    kernel_write(&k, r->scratch);
+    const int64_t push[] = {r->i[I_IMAGES], r->i[I_TQ], r->i[I_HEADS], r->i[I_WIDTH]};
+    for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(&k, push[i]);
+    kernel_run_over(&k, rec, r->i[I_IMAGES] * r->i[I_TQ] * r->i[I_HEADS]);
+}
+
+static kernel_call grad_call(const record *r, const char *name) {
+    kernel_call k = kernel_named(name);
+    kernel_type(&k, r->in[1]);
+    kernel_type(&k, r->in[0]);
+    for (int i = 1; i < 4; i++) kernel_read(&k, r->in[i]);
+    kernel_read(&k, r->in[0]);
+    kernel_read(&k, r->in[5]);
+    kernel_read(&k, r->scratch);
+    return k;
+}
+
+static void grad_vulkan(const record *r, gpu_recording *rec) {
+    delta_vulkan(r, rec);
+
+    blocks b = choose_blocks(r, 40); /* two sums per key */
+    b.columns = b.rows;
+    kernel_call k = grad_call(r, "attention_backward_keys");
+    kernel_write(&k, r->out[1]);
+    kernel_write(&k, r->out[2]);
+    shape_constants(&k, r, b);
+    kernel_run(&k, rec, kernel_groups(r->i[I_TK], b.columns), r->i[I_HEADS], r->i[I_IMAGES], 4 * products(r));
+
+    k = grad_call(r, "attention_backward_queries");
+    kernel_write(&k, r->out[0]);
+    shape_constants(&k, r, b);
+    kernel_run(&k, rec, kernel_groups(r->i[I_TQ], b.rows), r->i[I_HEADS], r->i[I_IMAGES], 3 * products(r));
+}
+
+static const op ATTENTION = {.name = "attention",
+                             .backward = backward,
+                             .scratch = forward_scratch,
+                             .flops = forward_flops,
+                             .run_cpu = forward_cpu,
+                             .run_vulkan = forward_vulkan,
+                             .in_place = -1};
+static const op ATTENTION_GRAD = {
+    .name = "attention_grad", .scratch = grad_scratch, .flops = grad_flops, .run_cpu = grad_cpu, .run_vulkan = grad_vulkan, .in_place = -1};
+const op *const OP_ATTENTION = &ATTENTION, *const OP_ATTENTION_GRAD = &ATTENTION_GRAD;

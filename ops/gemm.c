@@ -1,0 +1,144 @@
+/* C [m, n] = residual + scale * A B + bias: linear layers, 1x1 convolutions, adapter branches and all their gradients.
+
+   A is [m, k], or [k, m] when transposed (weight gradients). B is [n, k] ("nk": a weight used forward) or [k, n] ("kn": the same weight
+   used backward, or activations in a weight gradient). With `accumulate`, C itself is the residual: parameter gradients add up. */
+#include "ops/kernel.h"
+#include "ops/op.h"
+
+enum { IN_A, IN_B, IN_BIAS, IN_RESIDUAL, INPUTS };
+enum { I_M, I_N, I_K, I_TRANSPOSE_A, I_KN, I_ACCUMULATE };
+
+/* fp32 elements of B expanded at a time on the CPU. */
+enum { PANEL = 1 << 20 };
+
+static const op GEMM;
+
+static record *append(tape *t, tensor *a, tensor *b, tensor *bias, tensor *residual, tensor *c, int64_t m, int64_t n, int64_t k,
+                      float scale) {
+    record *r = tape_append(t, &GEMM, (tensor *[]){a, b, bias, residual}, INPUTS, (tensor *[]){c}, 1);
+    r->i[I_M] = m, r->i[I_N] = n, r->i[I_K] = k;
+    r->f[0] = scale;
+    return r;
+}
+
+tensor *op_linear(tape *t, tensor *x, tensor *w, tensor *bias, tensor *residual, float scale) {
+    if (!x || !w) return NULL;
+    char xs[64], ws[64];
+    if (w->rank != 2 || w->dim[1] != tensor_columns(x))
+        return tape_fail(t, "linear %s: input %s does not fit weight %s", w->name ? w->name : "", tensor_shape_text(x, xs),
+                         tensor_shape_text(w, ws));
+    int64_t dim[TENSOR_RANK], n = w->dim[0];
+    for (int i = 0; i < x->rank; i++) dim[i] = x->dim[i];
+    dim[x->rank - 1] = n;
+    tensor *y = tape_temporary(t, DTYPE_COUNT, x->rank, dim);
+    if ((bias && tensor_count(bias) != n) || (residual && tensor_count(residual) != tensor_count(y)))
+        return tape_fail(t, "linear %s: bias or residual does not fit output %s", w->name ? w->name : "", tensor_shape_text(y, xs));
+    append(t, x, w, bias, residual, y, tensor_rows(x), n, w->dim[1], scale);
+    return y;
+}
+
+static void backward(tape *t, const record *r) {
+    tensor *x = r->in[IN_A], *w = r->in[IN_B], *dy = tape_get_grad(r->out[0]);
+    int64_t m = r->i[I_M], n = r->i[I_N], k = r->i[I_K];
+    if (x->needs_grad) {
+        tensor *dx = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
+        append(t, dy, w, NULL, tape_get_grad(x), dx, m, k, n, r->f[0])->i[I_KN] = 1;
+        tape_set_grad(x, dx);
+    }
+    if (w->needs_grad) {
+        record *dw = append(t, dy, x, NULL, NULL, w->grad, n, k, m, r->f[0]);
+        dw->i[I_TRANSPOSE_A] = dw->i[I_KN] = dw->i[I_ACCUMULATE] = 1;
+    }
+    grad_add(t, r->in[IN_RESIDUAL], dy);
+}
+
+static double flops(const record *r) { return 2.0 * (double)r->i[I_M] * (double)r->i[I_N] * (double)r->i[I_K]; }
+
+/* ---- CPU ---- */
+
+static int64_t panel_rows(const record *r) {
+    int64_t row = r->i[I_KN] ? r->i[I_N] : r->i[I_K], rows = r->i[I_KN] ? r->i[I_K] : r->i[I_N], most = PANEL / row;
+    return most < 1 ? 1 : most < rows ? most : rows;
+}
+
+static gemm_call vulkan_call(const record *r);
+
+static size_t scratch(const record *r, const device *d) {
+    if (d->gpu) {
+        gemm_call g = vulkan_call(r);
+        return kernel_gemm_scratch(&g);
+    }
+    if (r->in[IN_B]->type == DTYPE_F32) return 0;
+    return (size_t)(panel_rows(r) * (r->i[I_KN] ? r->i[I_N] : r->i[I_K])) * sizeof(float);
+}
+
+static void add_bias(float *c, const float *bias, int64_t m, int64_t n) {
+#pragma omp parallel for schedule(static) if (m * n > 16384)
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) c[i * n + j] += bias[j];
+}
+
+static void run_cpu(const record *r, const device *d) {
+    (void)d;
+    const tensor *a = r->in[IN_A], *b = r->in[IN_B];
+    int64_t m = r->i[I_M], n = r->i[I_N], k = r->i[I_K], lda = r->i[I_TRANSPOSE_A] ? m : k;
+    bool transposed = r->i[I_TRANSPOSE_A] != 0, kn = r->i[I_KN] != 0;
+    float *c = r->out[0]->cpu, beta = r->i[I_ACCUMULATE] ? 1.0f : 0.0f;
+    if (r->in[IN_RESIDUAL]) {
+        cpu_copy(c, r->in[IN_RESIDUAL]->cpu, m * n);
+        beta = 1;
+    }
+    if (b->type == DTYPE_F32) {
+        cpu_gemm(transposed, !kn, m, n, k, r->f[0], a->cpu, lda, b->cpu, kn ? n : k, beta, c, n);
+    } else {
+        float *panel = r->scratch->cpu;
+        const float *left = a->cpu;
+        int64_t rows = panel_rows(r), total = kn ? k : n, width = kn ? n : k;
+        for (int64_t at = 0; at < total; at += rows) {
+            int64_t count = total - at < rows ? total - at : rows;
+            cpu_expand(panel, cpu_at(b, at * width), b->type, count * width);
+            if (kn)
+                cpu_gemm(transposed, false, m, n, count, r->f[0], left + at, lda, panel, n, at ? 1.0f : beta, c, n);
+            else
+                cpu_gemm(transposed, true, m, count, k, r->f[0], left, lda, panel, k, beta, c + at, n);
+        }
+    }
+    if (r->in[IN_BIAS]) add_bias(c, r->in[IN_BIAS]->cpu, m, n);
+}
+
+/* ---- Vulkan ---- */
+
+static gemm_call vulkan_call(const record *r) {
+    int64_t m = r->i[I_M], n = r->i[I_N], k = r->i[I_K];
+    bool transposed = r->i[I_TRANSPOSE_A] != 0, kn = r->i[I_KN] != 0;
+    return (gemm_call){.a = r->in[IN_A],
+                       .b = r->in[IN_B],
+                       .c = r->out[0],
+                       .bias = r->in[IN_BIAS],
+                       .residual = r->in[IN_RESIDUAL],
+                       .scratch = r->scratch,
+                       .a_mode = transposed ? GEMM_A_COLUMNS : GEMM_A_ROWS,
+                       .b_mode = kn ? GEMM_B_KN : GEMM_B_NK,
+                       .m = m,
+                       .n = n,
+                       .k = k,
+                       .lda = transposed ? m : k,
+                       .ldb = kn ? n : k,
+                       .taps = 1,
+                       .scale = r->f[0],
+                       .accumulate = r->i[I_ACCUMULATE] != 0};
+}
+
+static void run_vulkan(const record *r, gpu_recording *rec) {
+    gemm_call g = vulkan_call(r);
+    kernel_gemm(rec, &g);
+}
+
+static const op GEMM = {.name = "gemm",
+                        .backward = backward,
+                        .scratch = scratch,
+                        .flops = flops,
+                        .run_cpu = run_cpu,
+                        .run_vulkan = run_vulkan,
+                        .in_place = IN_RESIDUAL};
+const op *const OP_GEMM = &GEMM;

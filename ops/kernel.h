@@ -1,0 +1,60 @@
+/* Putting a Vulkan dispatch together from tensors, and the matrix product that several ops share. shaders/README.md says what each
+   kernel expects. */
+#ifndef VULORA_OPS_KERNEL_H
+#define VULORA_OPS_KERNEL_H
+
+#include "graph/tape.h"
+
+enum { KERNEL_BINDINGS = 10, KERNEL_CONSTANTS = 12, KERNEL_PUSH = 32 };
+
+/* One dispatch under construction: add types, bindings, constants and push constants in the kernel's order, then run it. */
+typedef struct kernel_call {
+    char shader[64]; /* name and types so far: "add_hh" */
+    gpu_range ranges[KERNEL_BINDINGS];
+    uint32_t constants[KERNEL_CONSTANTS], push[KERNEL_PUSH];
+    int range_count, constant_count, push_count, type_count;
+    uint32_t written;
+} kernel_call;
+
+kernel_call kernel_named(const char *name);
+/* The element type of a binding that may be float or half. */
+void kernel_type(kernel_call *k, const tensor *x);
+void kernel_read(kernel_call *k, const tensor *x);
+void kernel_write(kernel_call *k, const tensor *x); /* it may be read too */
+void kernel_bind(kernel_call *k, gpu_range range, bool written);
+/* Type and binding in one. */
+void kernel_read_typed(kernel_call *k, const tensor *x);
+void kernel_write_typed(kernel_call *k, const tensor *x);
+void kernel_constant(kernel_call *k, int64_t value);
+void kernel_push(kernel_call *k, int64_t value);
+void kernel_push_float(kernel_call *k, float value);
+
+void kernel_run(const kernel_call *k, gpu_recording *rec, int64_t x, int64_t y, int64_t z, double flops);
+/* For kernels with one thread per element and 128 threads per workgroup. */
+void kernel_run_over(const kernel_call *k, gpu_recording *rec, int64_t elements);
+/* `groups` workgroups, spread over two axes where one does not hold them. */
+void kernel_run_groups(const kernel_call *k, gpu_recording *rec, int64_t groups);
+
+static inline int64_t kernel_groups(int64_t elements, int64_t group) { return (elements + group - 1) / group; }
+static inline bool kernel_fours(int64_t elements) { return elements % 4 == 0; }
+
+/* C [m, n] = residual + scale * A B + bias + shift, summed over taps; the fields are those of shaders/gemm.comp. */
+typedef enum gemm_a { GEMM_A_ROWS, GEMM_A_COLUMNS, GEMM_A_FORWARD, GEMM_A_BACKWARD } gemm_a;
+typedef enum gemm_b { GEMM_B_NK, GEMM_B_KN, GEMM_B_GATHER } gemm_b;
+typedef struct gemm_call {
+    const tensor *a, *b, *c, *bias, *shift, *residual, *scratch;
+    gemm_a a_mode;
+    gemm_b b_mode;
+    int64_t m, n, k, lda, ldb, taps, tap_b;
+    bool tap_outputs; /* every tap has its own C [m, n] instead of being summed over */
+    int64_t height, width, source_height, source_width, kernel, stride, pad; /* of gathered operands */
+    int64_t rows_per_image;
+    float scale;
+    bool accumulate; /* C += */
+} gemm_call;
+
+/* fp32 scratch bytes for the split sums of a product that accumulates (a weight gradient); 0 for others. */
+size_t kernel_gemm_scratch(const gemm_call *g);
+void kernel_gemm(gpu_recording *rec, const gemm_call *g);
+
+#endif

@@ -1,0 +1,215 @@
+/* Moving elements: channel ranges joined and cut out, nearest-neighbour enlargement, sums over pixels; and their gradients. */
+#include "ops/kernel.h"
+#include "ops/op.h"
+
+#include <math.h>
+#include <string.h>
+
+static const op CONCAT, SLICE, UPSAMPLE, UPSAMPLE_GRAD, SUM_PIXELS;
+
+/* concat: */
+enum { I_ROWS, I_WIDTH_A, I_WIDTH_B };
+/* slice: I_ROWS, then */
+enum { I_WIDTH = 1, I_FIRST, I_COUNT };
+/* upsample: */
+enum { I_N, I_H, I_W, I_C, I_OH, I_OW };
+
+tensor *op_concat(tape *t, tensor *a, tensor *b) {
+    if (!a || !b) return NULL;
+    char as[64], bs[64];
+    if (tensor_rows(a) != tensor_rows(b))
+        return tape_fail(t, "concat: %s and %s differ", tensor_shape_text(a, as), tensor_shape_text(b, bs));
+    int64_t dim[TENSOR_RANK];
+    for (int i = 0; i < a->rank; i++) dim[i] = a->dim[i];
+    dim[a->rank - 1] += tensor_columns(b);
+    tensor *y = tape_temporary(t, DTYPE_COUNT, a->rank, dim);
+    record *r = tape_append(t, &CONCAT, (tensor *[]){a, b}, 2, &y, 1);
+    r->i[I_ROWS] = tensor_rows(a), r->i[I_WIDTH_A] = tensor_columns(a), r->i[I_WIDTH_B] = tensor_columns(b);
+    return y;
+}
+
+/* Columns [first, first + like's) of x. */
+static tensor *slice(tape *t, tensor *x, int64_t first, const tensor *like) {
+    tensor *y = tape_temporary(t, DTYPE_COUNT, like->rank, like->dim);
+    record *r = tape_append(t, &SLICE, &x, 1, &y, 1);
+    r->i[I_ROWS] = tensor_rows(x), r->i[I_WIDTH] = tensor_columns(x), r->i[I_FIRST] = first, r->i[I_COUNT] = tensor_columns(like);
+    return y;
+}
+
+static void concat_backward(tape *t, const record *r) {
+    tensor *dy = tape_get_grad(r->out[0]);
+    if (r->in[0]->needs_grad) grad_add(t, r->in[0], slice(t, dy, 0, r->in[0]));
+    if (r->in[1]->needs_grad) grad_add(t, r->in[1], slice(t, dy, r->i[I_WIDTH_A], r->in[1]));
+}
+
+tensor *op_upsample(tape *t, tensor *x, int64_t oh, int64_t ow) {
+    if (!x) return NULL;
+    char shape[64];
+    if (x->rank != 4 || oh < x->dim[1] || ow < x->dim[2])
+        return tape_fail(t, "upsample: input %s is larger than the output", tensor_shape_text(x, shape));
+    tensor *y = tape_temporary(t, DTYPE_COUNT, 4, (int64_t[]){x->dim[0], oh, ow, x->dim[3]});
+    record *r = tape_append(t, &UPSAMPLE, &x, 1, &y, 1);
+    const int64_t sizes[] = {x->dim[0], x->dim[1], x->dim[2], x->dim[3], oh, ow};
+    memcpy(r->i, sizes, sizeof sizes);
+    return y;
+}
+
+static void upsample_backward(tape *t, const record *r) {
+    tensor *dx = tape_temporary(t, DTYPE_COUNT, 4, r->in[0]->dim), *dy = tape_get_grad(r->out[0]);
+    record *d = tape_append(t, &UPSAMPLE_GRAD, &dy, 1, &dx, 1);
+    memcpy(d->i, r->i, sizeof r->i);
+    grad_add(t, r->in[0], dx);
+}
+
+tensor *op_sum_pixels(tape *t, tensor *x) {
+    if (!x) return NULL;
+    tensor *y = tape_temporary(t, DTYPE_COUNT, 2, (int64_t[]){x->dim[0], tensor_columns(x)});
+    record *r = tape_append(t, &SUM_PIXELS, &x, 1, &y, 1);
+    r->i[I_N] = x->dim[0], r->i[I_H] = tensor_rows(x) / x->dim[0], r->i[I_W] = 1, r->i[I_C] = tensor_columns(x);
+    return y;
+}
+
+/* ---- CPU ---- */
+
+static void copy_columns(float *to, int64_t to_width, const float *from, int64_t from_width, int64_t count, int64_t rows) {
+#pragma omp parallel for schedule(static) if (rows * count > 16384)
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_width, from + i * from_width, (size_t)count * sizeof *to);
+}
+
+static void concat_cpu(const record *r, const device *d) {
+    (void)d;
+    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B];
+    float *y = r->out[0]->cpu;
+    copy_columns(y, a + b, r->in[0]->cpu, a, a, r->i[I_ROWS]);
+    copy_columns(y + a, a + b, r->in[1]->cpu, b, b, r->i[I_ROWS]);
+}
+
+static void slice_cpu(const record *r, const device *d) {
+    (void)d;
+    copy_columns(r->out[0]->cpu, r->i[I_COUNT], (const float *)r->in[0]->cpu + r->i[I_FIRST], r->i[I_WIDTH], r->i[I_COUNT], r->i[I_ROWS]);
+}
+
+/* The source of output index i, computed as PyTorch does: floor(i * (in / out)) in float. */
+static int64_t nearest(int64_t i, int64_t in, int64_t out) {
+    int64_t source = (int64_t)floorf((float)i * ((float)in / (float)out));
+    return source < in ? source : in - 1;
+}
+
+static void upsample_cpu(const record *r, const device *d) {
+    (void)d;
+    const int64_t *i = r->i, c = i[I_C];
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < i[I_N] * i[I_OH]; row++) {
+        int64_t n = row / i[I_OH], y = nearest(row % i[I_OH], i[I_H], i[I_OH]);
+        const float *from = (const float *)r->in[0]->cpu + (n * i[I_H] + y) * i[I_W] * c;
+        float *to = (float *)r->out[0]->cpu + row * i[I_OW] * c;
+        for (int64_t x = 0; x < i[I_OW]; x++) memcpy(to + x * c, from + nearest(x, i[I_W], i[I_OW]) * c, (size_t)c * sizeof *to);
+    }
+}
+
+/* Every output row belongs to one input row, so threads take input rows and add what belongs to them. */
+static void upsample_grad_cpu(const record *r, const device *d) {
+    (void)d;
+    const int64_t *i = r->i, c = i[I_C];
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < i[I_N] * i[I_H]; row++) {
+        int64_t n = row / i[I_H], y = row % i[I_H];
+        float *dx = (float *)r->out[0]->cpu + row * i[I_W] * c;
+        memset(dx, 0, (size_t)(i[I_W] * c) * sizeof *dx);
+        for (int64_t oy = 0; oy < i[I_OH]; oy++) {
+            if (nearest(oy, i[I_H], i[I_OH]) != y) continue;
+            const float *dy = (const float *)r->in[0]->cpu + (n * i[I_OH] + oy) * i[I_OW] * c;
+            for (int64_t ox = 0; ox < i[I_OW]; ox++) {
+                float *to = dx + nearest(ox, i[I_W], i[I_OW]) * c;
+                for (int64_t j = 0; j < c; j++) to[j] += dy[ox * c + j];
+            }
+        }
+    }
+}
+
+static void sum_pixels_cpu(const record *r, const device *d) {
+    (void)d;
+    int64_t pixels = r->i[I_H], c = r->i[I_C];
+    for (int64_t n = 0; n < r->i[I_N]; n++) {
+        const float *x = (const float *)r->in[0]->cpu + n * pixels * c;
+        float *y = (float *)r->out[0]->cpu + n * c;
+#pragma omp parallel for schedule(static)
+        for (int64_t j = 0; j < c; j++) {
+            double sum = 0;
+            for (int64_t p = 0; p < pixels; p++) sum += (double)x[p * c + j];
+            y[j] = (float)sum;
+        }
+    }
+}
+
+/* ---- Vulkan ---- */
+
+/* `width` columns of x from `from` on become columns of y from `to` on. */
+static void copy_columns_vulkan(gpu_recording *rec, const tensor *x, const tensor *y, int64_t rows, int64_t width, int64_t from,
+                                int64_t to) {
+    int64_t x_width = tensor_columns(x), y_width = tensor_columns(y);
+    bool four = kernel_fours(x_width) && kernel_fours(y_width) && kernel_fours(width) && kernel_fours(from) && kernel_fours(to);
+    kernel_call k = kernel_named("copy");
+    kernel_read_typed(&k, x);
+    kernel_write_typed(&k, y);
+    kernel_constant(&k, four);
+    const int64_t push[] = {rows, width, x_width, from, y_width, to};
+    for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(&k, push[i]);
+    kernel_run_over(&k, rec, four ? rows * width / 4 : rows * width);
+}
+
+static void concat_vulkan(const record *r, gpu_recording *rec) {
+    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B];
+    copy_columns_vulkan(rec, r->in[0], r->out[0], r->i[I_ROWS], a, 0, 0);
+    copy_columns_vulkan(rec, r->in[1], r->out[0], r->i[I_ROWS], b, 0, a);
+}
+
+static void slice_vulkan(const record *r, gpu_recording *rec) {
+    copy_columns_vulkan(rec, r->in[0], r->out[0], r->i[I_ROWS], r->i[I_COUNT], r->i[I_FIRST], 0);
+}
+
+static void push_upsample(kernel_call *k, const record *r) {
+    const int64_t *i = r->i, push[] = {i[I_N], i[I_H], i[I_W], i[I_OH], i[I_OW], i[I_C]};
+    for (size_t j = 0; j < sizeof push / sizeof *push; j++) kernel_push(k, push[j]);
+    kernel_push_float(k, (float)i[I_H] / (float)i[I_OH]);
+    kernel_push_float(k, (float)i[I_W] / (float)i[I_OW]);
+}
+
+static void upsample_vulkan(const record *r, gpu_recording *rec) {
+    const int64_t *i = r->i, count = i[I_N] * i[I_OH] * i[I_OW] * i[I_C], four = kernel_fours(i[I_C]);
+    kernel_call k = kernel_named("upsample");
+    kernel_read_typed(&k, r->in[0]);
+    kernel_write_typed(&k, r->out[0]);
+    kernel_constant(&k, four);
+    push_upsample(&k, r);
+    kernel_run_over(&k, rec, four ? count / 4 : count);
+}
+
+static void upsample_grad_vulkan(const record *r, gpu_recording *rec) {
+    const int64_t *i = r->i;
+    kernel_call k = kernel_named("upsample_backward");
+    kernel_read_typed(&k, r->in[0]);
+    kernel_write_typed(&k, r->out[0]);
+    push_upsample(&k, r);
+    kernel_run_over(&k, rec, i[I_N] * i[I_H] * i[I_W] * i[I_C]);
+}
+
+static void sum_pixels_vulkan(const record *r, gpu_recording *rec) {
+    kernel_call k = kernel_named("sum_pixels");
+    kernel_read_typed(&k, r->in[0]);
+    kernel_write_typed(&k, r->out[0]);
+    kernel_push(&k, r->i[I_N]);
+    kernel_push(&k, r->i[I_H]);
+    kernel_push(&k, r->i[I_C]);
+    kernel_run(&k, rec, kernel_groups(r->i[I_C], 16), r->i[I_N], 1, 0);
+}
+
+static const op CONCAT = {
+    .name = "concat", .backward = concat_backward, .run_cpu = concat_cpu, .run_vulkan = concat_vulkan, .in_place = -1};
+static const op SLICE = {.name = "slice", .run_cpu = slice_cpu, .run_vulkan = slice_vulkan, .in_place = -1};
+static const op UPSAMPLE = {
+    .name = "upsample", .backward = upsample_backward, .run_cpu = upsample_cpu, .run_vulkan = upsample_vulkan, .in_place = -1};
+static const op UPSAMPLE_GRAD = {.name = "upsample_grad", .run_cpu = upsample_grad_cpu, .run_vulkan = upsample_grad_vulkan, .in_place = -1};
+static const op SUM_PIXELS = {.name = "sum_pixels", .run_cpu = sum_pixels_cpu, .run_vulkan = sum_pixels_vulkan, .in_place = -1};
+const op *const OP_CONCAT = &CONCAT, *const OP_SLICE = &SLICE, *const OP_UPSAMPLE = &UPSAMPLE, *const OP_UPSAMPLE_GRAD = &UPSAMPLE_GRAD;
+const op *const OP_SUM_PIXELS = &SUM_PIXELS;

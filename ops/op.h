@@ -1,0 +1,66 @@
+/* What the op files share: checks, gradient sums, and the CPU kernels' building blocks. */
+#ifndef VULORA_OPS_OP_H
+#define VULORA_OPS_OP_H
+
+#include "ops/ops.h"
+
+/* Adds g to the gradient of x, with an op when there is one already. Nothing happens where x needs no gradient. */
+void grad_add(tape *t, tensor *x, tensor *g);
+
+/* Loops that the compiler vectorizes are built for several instruction sets and chosen at load time. Sanitizers cannot start such programs.
+ */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define OP_HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define OP_HOT
+#endif
+
+/* e^x, relative error below 2e-7; 0 below -87, 3e38 above 88. Written so that loops over it vectorize. */
+static inline float scalar_exp(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = x * 1.44269504f + 12582912.0f; /* round to nearest by the magic number 1.5 * 2^23 */
+    union {
+        float f;
+        int32_t i;
+    } bits = {.f = n}, power;
+    n -= 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    power.i = (bits.i - 0x4b400000 + 127) << 23;
+    return p * power.f;
+}
+
+static inline float scalar_sigmoid(float x) { return 1.0f / (1.0f + scalar_exp(-x)); }
+
+/* Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7. */
+static inline float scalar_erf(float x) {
+    float a = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.3275911f * a);
+    float p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    float e = 1.0f - p * scalar_exp(-a * a);
+    return x < 0 ? -e : e;
+}
+
+static inline float scalar_gelu(float x) { return 0.5f * x * (1.0f + scalar_erf(x * 0.70710678f)); }
+/* d gelu(x) / dx = Phi(x) + x phi(x) */
+static inline float scalar_gelu_slope(float x) {
+    return 0.5f * (1.0f + scalar_erf(x * 0.70710678f)) + x * 0.39894228f * scalar_exp(-0.5f * x * x);
+}
+
+/* Row-major C = alpha op(A) op(B) + beta C through BLAS. */
+void cpu_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+              int64_t ldb, float beta, float *c, int64_t ldc);
+
+/* Converts n elements with all threads. */
+void cpu_expand(float *out, const void *in, dtype type, int64_t n);
+void cpu_copy(float *out, const float *in, int64_t n);
+
+/* Address of element `index` of a stored constant. */
+static inline const void *cpu_at(const tensor *x, int64_t index) { return (const char *)x->cpu + (size_t)index * dtype_size(x->type); }
+
+#endif

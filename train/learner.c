@@ -1,0 +1,339 @@
+#include "train/learner.h"
+
+#include "base/memory.h"
+#include "ops/ops.h"
+#include "unet/unet.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Plans of other shapes are kept while all arenas together stay below the largest one plus this. */
+static const size_t SPARE_ARENA_BYTES = (size_t)512 << 20;
+
+/* fp16: the loss is scaled so that small gradients survive. Doubled after so many good updates, halved after a bad one. */
+static const float FIRST_LOSS_SCALE = 4096.0f, LEAST_LOSS_SCALE = 1.0f, MOST_LOSS_SCALE = 65536.0f;
+enum { GOOD_UPDATES = 500 };
+
+typedef struct shape {
+    int n, h, w, tokens;
+    bool text; /* the text encoder runs inside */
+} shape;
+
+/* The recorded gradient tape of one batch shape. */
+typedef struct step_plan {
+    shape shape;
+    plan *plan;
+    tensor *noisy, *time, *text, *target, *seed, *loss;
+    long used; /* when it ran last */
+} step_plan;
+
+struct learner {
+    pipeline *pipeline;
+    adapter *adapter;
+    learner_options options;
+    noise_schedule schedule;
+    bool trains_text;
+    int count;
+    tensor_pool *pool; /* moments */
+    tensor **m, **v;
+    step_plan *plans;
+    int plan_count;
+    long clock;
+    plan *update;
+    tensor *control[CHECKPOINT_PARTS], *norm;
+    int64_t steps;
+    float loss_scale;
+    int good_steps;
+};
+
+learner_options learner_default_options(void) {
+    return (learner_options){
+        .clip_skip = 1, .accumulation = 1, .max_grad_norm = 1.0f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f};
+}
+
+static checkpoint_part part_of(const learner *l, int index) {
+    const adapter_module *module;
+    adapter_tensor_at(l->adapter, index, &module);
+    return module->info->part;
+}
+
+static tensor *value_of(const learner *l, int index) { return adapter_tensor_at(l->adapter, index, NULL)->value; }
+
+/* The update tape: norm of all gradients, then AdamW on every tensor. */
+static bool record_update(learner *l, error *err) {
+    tape *t = tape_create(l->pipeline->device);
+    for (int part = 0; part < CHECKPOINT_PARTS; part++)
+        l->control[part] = tape_input(t, "optimizer settings", DTYPE_F32, 1, (int64_t[]){8});
+    tensor **grads = memory_new((size_t)l->count, sizeof *grads);
+    for (int i = 0; i < l->count; i++) grads[i] = value_of(l, i)->grad;
+    /* The norm must depend on an input that is written in every run, whichever parts are trained. */
+    l->norm = op_grad_norm(t, grads, l->count, l->control[part_of(l, 0)]);
+    for (int i = 0; i < l->count; i++)
+        op_adamw(t, value_of(l, i), grads[i], l->m[i], l->v[i], l->control[part_of(l, i)], l->norm, l->options.max_grad_norm);
+    free(grads);
+    l->update = plan_create(t, err);
+    return l->update != NULL;
+}
+
+static bool make_state(learner *l, error *err) {
+    l->pool = tensor_pool_create(l->pipeline->device);
+    l->m = memory_new((size_t)l->count, sizeof(tensor *));
+    l->v = memory_new((size_t)l->count, sizeof(tensor *));
+    for (int i = 0; i < l->count; i++) {
+        const tensor *x = value_of(l, i);
+        if (!(l->m[i] = tensor_pool_parameter(l->pool, x->name, x->rank, x->dim, err)) ||
+            !(l->v[i] = tensor_pool_parameter(l->pool, x->name, x->rank, x->dim, err)))
+            return false;
+        l->trains_text |= part_of(l, i) == CHECKPOINT_TEXT_ENCODER;
+    }
+    return true;
+}
+
+learner *learner_create(pipeline *p, adapter *a, const learner_options *options, error *err) {
+    learner *l = memory_new(1, sizeof *l);
+    l->pipeline = p;
+    l->adapter = a;
+    l->options = *options;
+    l->count = adapter_tensor_count(a);
+    l->loss_scale = p->device->activation == DTYPE_F16 ? FIRST_LOSS_SCALE : 1.0f;
+    noise_schedule_init(&l->schedule);
+    bool ok = l->count > 0 || error_set(err, "there is nothing to train: the adapter has no tensors");
+    if (ok && make_state(l, err) && record_update(l, err)) return l;
+    learner_free(l);
+    return NULL;
+}
+
+static void drop_plans(learner *l) {
+    for (int i = 0; i < l->plan_count; i++) plan_free(l->plans[i].plan);
+    l->plan_count = 0;
+}
+
+void learner_set_checkpoint(learner *l, bool recompute) {
+    if (l->options.checkpoint != recompute) drop_plans(l);
+    l->options.checkpoint = recompute;
+}
+
+void learner_free(learner *l) {
+    if (!l) return;
+    drop_plans(l);
+    plan_free(l->update);
+    tensor_pool_free(l->pool);
+    free(l->plans);
+    free(l->m);
+    free(l->v);
+    free(l);
+}
+
+bool learner_trains_text(const learner *l) { return l->trains_text; }
+
+/* ---- gradients ---- */
+
+/* Appends forward pass, loss and backward pass for a batch shape. */
+static tape *record_step(learner *l, const shape *s, step_plan *made) {
+    pipeline *p = l->pipeline;
+    tape *t = tape_create(p->device);
+    const int64_t image[] = {s->n, s->h, s->w, p->model.config.vae_latent_channels};
+    *made = (step_plan){.shape = *s};
+    made->noisy = tape_input(t, "noisy latents", DTYPE_COUNT, 4, image);
+    made->target = tape_input(t, "noise", DTYPE_F32, 4, image);
+    made->time = tape_input(t, "timestep embedding", DTYPE_COUNT, 2, (int64_t[]){s->n, unet_time_channels(&p->model)});
+    made->text = tape_input(t, "text", DTYPE_COUNT, 3, (int64_t[]){s->n, s->tokens, p->text.width});
+    made->seed = tape_input(t, "loss gradient", DTYPE_F32, 1, (int64_t[]){1});
+    tensor *context = made->text;
+    if (s->text) {
+        layer_scope text = pipeline_scope(p, t, CHECKPOINT_TEXT_ENCODER);
+        context = text_encoder_forward(&text, made->text, l->options.clip_skip);
+    }
+    layer_scope unet = pipeline_scope(p, t, CHECKPOINT_UNET);
+    made->loss = op_mse(t, unet_forward(&unet, made->noisy, made->time, context), made->target);
+    tape_keep(made->loss);
+    tape_backward(t, made->loss, made->seed, l->options.checkpoint);
+    return t;
+}
+
+static bool same_shape(const shape *a, const shape *b) {
+    return a->n == b->n && a->h == b->h && a->w == b->w && a->tokens == b->tokens && a->text == b->text;
+}
+
+/* Frees the plans that ran longest ago until the rest is small enough to keep beside a new one. */
+static void make_room(learner *l, size_t coming) {
+    for (;;) {
+        size_t total = coming, largest = coming;
+        int oldest = -1;
+        for (int i = 0; i < l->plan_count; i++) {
+            size_t bytes = plan_arena_bytes(l->plans[i].plan);
+            total += bytes;
+            if (bytes > largest) largest = bytes;
+            if (oldest < 0 || l->plans[i].used < l->plans[oldest].used) oldest = i;
+        }
+        if (oldest < 0 || total <= largest + SPARE_ARENA_BYTES) return;
+        plan_free(l->plans[oldest].plan);
+        l->plans[oldest] = l->plans[--l->plan_count];
+    }
+}
+
+static step_plan *prepare(learner *l, const shape *s, error *err) {
+    for (int i = 0; i < l->plan_count; i++)
+        if (same_shape(&l->plans[i].shape, s)) return &l->plans[i];
+    step_plan made;
+    tape *t = record_step(l, s, &made);
+    size_t bytes;
+    if (!plan_measure(t, &bytes, err)) {
+        tape_free(t);
+        return NULL;
+    }
+    make_room(l, bytes);
+    if (!(made.plan = plan_create(t, err))) return NULL;
+    l->plans = memory_grow(l->plans, (size_t)l->plan_count + 1, sizeof *l->plans);
+    l->plans[l->plan_count] = made;
+    return &l->plans[l->plan_count++];
+}
+
+/* x_t = sqrt(alphas_cumprod) x_0 + sqrt(1 - alphas_cumprod) noise, turned to [n, h, w, 4] together with the noise. */
+static bool write_images(learner *l, const step_plan *s, const learner_batch *b, error *err) {
+    int channels = (int)s->noisy->dim[3];
+    size_t image = (size_t)channels * (size_t)b->h * (size_t)b->w, count = (size_t)b->n * image;
+    float *mixed = memory_new(count, sizeof *mixed), *turned = memory_new(count, sizeof *turned);
+    for (int i = 0; i < b->n; i++) {
+        float keep, add;
+        noise_schedule_add_noise(&l->schedule, b->timesteps[i], &keep, &add);
+        for (size_t k = (size_t)i * image; k < (size_t)(i + 1) * image; k++) mixed[k] = keep * b->latents[k] + add * b->noise[k];
+    }
+    device *d = l->pipeline->device;
+    pipeline_channels_last(mixed, b->n, channels, (int64_t)b->h * b->w, turned);
+    bool ok = tensor_write(d, s->noisy, turned, err);
+    pipeline_channels_last(b->noise, b->n, channels, (int64_t)b->h * b->w, turned);
+    ok = ok && tensor_write(d, s->target, turned, err);
+    free(mixed);
+    free(turned);
+    return ok;
+}
+
+static bool write_conditions(learner *l, const step_plan *s, const learner_batch *b, error *err) {
+    device *d = l->pipeline->device;
+    float *time = memory_new((size_t)tensor_count(s->time), sizeof *time), *text = NULL,
+          *timesteps = memory_new((size_t)b->n, sizeof *timesteps);
+    for (int i = 0; i < b->n; i++) timesteps[i] = (float)b->timesteps[i];
+    unet_embed_timesteps(timesteps, b->n, tensor_columns(s->time), time);
+    bool ok = tensor_write(d, s->time, time, err);
+    const float *states = b->context;
+    if (ok && b->ids) {
+        states = text = memory_new((size_t)tensor_count(s->text), sizeof *text);
+        ok = text_encoder_embed(&l->pipeline->model, b->ids, b->n, text, err);
+    }
+    const float seed = l->loss_scale / (float)l->options.accumulation;
+    ok = ok && tensor_write(d, s->text, states, err) && tensor_write(d, s->seed, &seed, err);
+    free(time);
+    free(timesteps);
+    free(text);
+    return ok;
+}
+
+bool learner_accumulate(learner *l, const learner_batch *batch, float *loss, error *err) {
+    const shape s = {batch->n, batch->h, batch->w, batch->ids ? (int)l->pipeline->text.positions : batch->tokens, batch->ids != NULL};
+    step_plan *step = prepare(l, &s, err);
+    if (!step || !write_images(l, step, batch, err) || !write_conditions(l, step, batch, err)) return false;
+    step->used = ++l->clock;
+    return plan_run(step->plan, err) && tensor_read(l->pipeline->device, step->loss, loss, err);
+}
+
+/* ---- update ---- */
+
+static void adjust_loss_scale(learner *l, bool applied) {
+    if (l->pipeline->device->activation != DTYPE_F16) return;
+    if (!applied) {
+        l->loss_scale = fmaxf(l->loss_scale / 2, LEAST_LOSS_SCALE);
+        l->good_steps = 0;
+    } else if (++l->good_steps == GOOD_UPDATES) {
+        l->loss_scale = fminf(l->loss_scale * 2, MOST_LOSS_SCALE);
+        l->good_steps = 0;
+    }
+}
+
+bool learner_update(learner *l, const float rates[CHECKPOINT_PARTS], float *grad_norm, bool *applied, error *err) {
+    const learner_options *o = &l->options;
+    double step = (double)(l->steps + 1);
+    for (int part = 0; part < CHECKPOINT_PARTS; part++) {
+        const float control[8] = {rates[part],
+                                  o->beta1,
+                                  o->beta2,
+                                  o->eps,
+                                  o->weight_decay,
+                                  (float)(1.0 - pow((double)o->beta1, step)),
+                                  (float)(1.0 - pow((double)o->beta2, step)),
+                                  1.0f / l->loss_scale};
+        /* A part without trained modules has no place on the tape. */
+        bool used = false;
+        for (int i = 0; i < l->count && !used; i++) used = part_of(l, i) == (checkpoint_part)part;
+        if (used && !tensor_write(l->pipeline->device, l->control[part], control, err)) return false;
+    }
+    if (!plan_run(l->update, err) || !tensor_read(l->pipeline->device, l->norm, grad_norm, err)) return false;
+    *applied = isfinite(*grad_norm);
+    if (*applied) l->steps++;
+    adjust_loss_scale(l, *applied);
+    return true;
+}
+
+/* ---- host copies ---- */
+
+static bool read_turned(learner *l, const adapter_tensor *a, const tensor *x, float *out, error *err) {
+    float *raw = memory_new((size_t)tensor_count(x), sizeof *raw);
+    bool ok = tensor_read(l->pipeline->device, x, raw, err);
+    if (ok) adapter_tensor_to_file(a, raw, out);
+    free(raw);
+    return ok;
+}
+
+static bool write_turned(learner *l, const adapter_tensor *a, tensor *x, const float *in, error *err) {
+    float *raw = memory_new((size_t)tensor_count(x), sizeof *raw);
+    adapter_tensor_from_file(a, in, raw);
+    bool ok = tensor_write(l->pipeline->device, x, raw, err);
+    free(raw);
+    return ok;
+}
+
+bool learner_read_value(learner *l, int index, float *out, error *err) {
+    const adapter_tensor *a = adapter_tensor_at(l->adapter, index, NULL);
+    return read_turned(l, a, a->value, out, err);
+}
+
+bool learner_read_grad(learner *l, int index, float *out, error *err) {
+    const adapter_tensor *a = adapter_tensor_at(l->adapter, index, NULL);
+    if (!read_turned(l, a, a->value->grad, out, err)) return false;
+    for (int64_t i = 0; i < adapter_tensor_elements(a); i++) out[i] /= l->loss_scale;
+    return true;
+}
+
+bool learner_read_moments(learner *l, int index, float *m, float *v, error *err) {
+    const adapter_tensor *a = adapter_tensor_at(l->adapter, index, NULL);
+    return read_turned(l, a, l->m[index], m, err) && read_turned(l, a, l->v[index], v, err);
+}
+
+bool learner_write_state(learner *l, int index, const float *value, const float *m, const float *v, error *err) {
+    const adapter_tensor *a = adapter_tensor_at(l->adapter, index, NULL);
+    return write_turned(l, a, a->value, value, err) && write_turned(l, a, l->m[index], m, err) && write_turned(l, a, l->v[index], v, err);
+}
+
+int64_t learner_steps(const learner *l) { return l->steps; }
+void learner_set_steps(learner *l, int64_t steps) { l->steps = steps; }
+float learner_loss_scale(const learner *l) { return l->loss_scale; }
+int learner_good_steps(const learner *l) { return l->good_steps; }
+
+void learner_set_loss_scale(learner *l, float scale, int good_steps) {
+    l->loss_scale = scale;
+    l->good_steps = good_steps;
+}
+
+bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *arena_bytes, error *err) {
+    step_plan made;
+    tape *t = record_step(l, &(shape){n, h, w, tokens, text_inside}, &made);
+    bool ok = plan_measure(t, arena_bytes, err);
+    tape_free(t);
+    return ok;
+}
+
+void learner_profile(const learner *l, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user) {
+    for (int i = 0; i < l->plan_count; i++) plan_profile(l->plans[i].plan, report, user);
+    plan_profile(l->update, report, user);
+}

@@ -1,0 +1,80 @@
+/* A Vulkan device as the engine sees it: buffers, shaders by name, and recorded sequences of dispatches. Knows nothing of tensors. */
+#ifndef VULORA_VULKAN_GPU_H
+#define VULORA_VULKAN_GPU_H
+
+#include "base/dtype.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct gpu gpu;
+typedef struct gpu_buffer gpu_buffer;
+typedef struct gpu_recording gpu_recording;
+
+/* Part of a buffer. offset is a multiple of gpu_limits.offset_alignment. */
+typedef struct gpu_range {
+    gpu_buffer *buffer;
+    size_t offset, size;
+} gpu_range;
+
+typedef struct gpu_info {
+    char name[256], driver[256];
+    int index;     /* as in vulkan:N */
+    bool software; /* a CPU pretending: lavapipe */
+    bool discrete;
+    uint64_t memory_bytes; /* of the largest device-local heap */
+    bool fp16_storage, fp16_math;
+    int subgroup_size;
+    char refused[256]; /* empty, or why this device cannot be used */
+} gpu_info;
+
+/* Fills at most `most` entries, returns how many devices there are (0 also when there is no Vulkan loader or driver). */
+int gpu_list(gpu_info *out, int most);
+
+typedef struct gpu_limits {
+    size_t offset_alignment, range_bytes /* maxStorageBufferRange */, allocation_bytes /* maxMemoryAllocationSize */;
+    uint32_t shared_bytes, group_threads, push_bytes;
+} gpu_limits;
+
+gpu *gpu_open(int index, error *err);
+void gpu_close(gpu *g);
+const gpu_info *gpu_get_info(const gpu *g);
+const gpu_limits *gpu_get_limits(const gpu *g);
+
+/* Storage buffer in device memory, zeroed. NULL with a message naming the size when there is no room. */
+gpu_buffer *gpu_buffer_create(gpu *g, size_t bytes, error *err);
+void gpu_buffer_free(gpu_buffer *buffer);
+bool gpu_upload(gpu *g, gpu_range to, const void *data, error *err);
+bool gpu_download(gpu *g, gpu_range from, void *data, error *err);
+
+/* One kernel launch. Shaders are named "<file>_<types>", e.g. "gemm_hhh": one letter (f: float, h: float16_t) per binding that may be
+   either, in binding order (shaders/README.md lists them). Barriers come from overlaps of ranges. */
+typedef struct gpu_dispatch {
+    const char *shader;
+    const uint32_t *constants; /* specialization constants 0, 1, ... */
+    int constant_count;
+    const void *push;
+    uint32_t push_bytes;
+    const gpu_range *ranges; /* bindings 0, 1, ... */
+    int range_count;
+    uint32_t written; /* bit i: binding i is written (it may be read too) */
+    uint32_t groups[3];
+} gpu_dispatch;
+
+/* A recording is made once and submitted as often as wanted. Failures while recording are reported by gpu_recording_end. */
+gpu_recording *gpu_recording_begin(gpu *g);
+void gpu_record(gpu_recording *rec, const gpu_dispatch *dispatch, double flops);
+bool gpu_recording_end(gpu_recording *rec, error *err);
+/* Submits (in several pieces on slow devices: no piece runs for seconds) and waits. */
+bool gpu_run(gpu_recording *rec, error *err);
+void gpu_recording_free(gpu_recording *rec);
+/* Dispatches and barriers recorded. */
+void gpu_recording_count(const gpu_recording *rec, int *dispatches, int *barriers);
+
+/* How many messages the validation layer has given since the program started, for tests. *first (may be NULL): the first one's text.
+   The layer is on when the environment variable VULORA_VK_VALIDATE is set and the layer is installed. */
+int gpu_validation_messages(const char **first);
+
+#endif

@@ -1,0 +1,156 @@
+/* What the files of this folder share: the loaded Vulkan functions and the structures behind gpu.h's handles. */
+#ifndef VULORA_VULKAN_INTERNAL_H
+#define VULORA_VULKAN_INTERNAL_H
+
+#define VK_NO_PROTOTYPES
+#include <vulkan/vulkan.h>
+
+#include "vulkan/gpu.h"
+
+/* The loader is opened at run time, so that the program starts on machines without one. */
+#define VULKAN_GLOBAL_FUNCTIONS(F) F(vkCreateInstance) F(vkEnumerateInstanceLayerProperties) F(vkEnumerateInstanceVersion)
+#define VULKAN_INSTANCE_FUNCTIONS(F) \
+    F(vkDestroyInstance) \
+    F(vkEnumeratePhysicalDevices) \
+    F(vkGetPhysicalDeviceProperties2) \
+    F(vkGetPhysicalDeviceFeatures2) \
+    F(vkGetPhysicalDeviceMemoryProperties) \
+    F(vkGetPhysicalDeviceQueueFamilyProperties) \
+    F(vkCreateDevice) \
+    F(vkGetDeviceProcAddr)
+#define VULKAN_DEVICE_FUNCTIONS(F) \
+    F(vkDestroyDevice) \
+    F(vkDeviceWaitIdle) \
+    F(vkGetDeviceQueue) \
+    F(vkQueueSubmit) \
+    F(vkCreateFence) \
+    F(vkDestroyFence) \
+    F(vkResetFences) \
+    F(vkWaitForFences) \
+    F(vkCreateBuffer) \
+    F(vkDestroyBuffer) \
+    F(vkGetBufferMemoryRequirements) \
+    F(vkAllocateMemory) \
+    F(vkFreeMemory) \
+    F(vkBindBufferMemory) \
+    F(vkMapMemory) \
+    F(vkCreateCommandPool) \
+    F(vkDestroyCommandPool) \
+    F(vkAllocateCommandBuffers) \
+    F(vkBeginCommandBuffer) \
+    F(vkEndCommandBuffer) \
+    F(vkCmdCopyBuffer) \
+    F(vkCmdFillBuffer) \
+    F(vkCmdPipelineBarrier) \
+    F(vkCmdBindPipeline) \
+    F(vkCmdBindDescriptorSets) \
+    F(vkCmdPushConstants) \
+    F(vkCmdDispatch) \
+    F(vkCreateDescriptorSetLayout) \
+    F(vkDestroyDescriptorSetLayout) \
+    F(vkCreateDescriptorPool) \
+    F(vkDestroyDescriptorPool) \
+    F(vkAllocateDescriptorSets) \
+    F(vkUpdateDescriptorSets) \
+    F(vkCreatePipelineLayout) \
+    F(vkDestroyPipelineLayout) \
+    F(vkCreateShaderModule) \
+    F(vkDestroyShaderModule) \
+    F(vkCreateComputePipelines) \
+    F(vkDestroyPipeline) \
+    F(vkCreatePipelineCache) \
+    F(vkDestroyPipelineCache) \
+    F(vkGetPipelineCacheData)
+
+#define DECLARE(name) PFN_##name name;
+typedef struct vulkan_instance {
+    VkInstance handle;
+    VkDebugUtilsMessengerEXT messenger;
+    PFN_vkGetInstanceProcAddr vkGetInstanceProcAddr;
+    VULKAN_GLOBAL_FUNCTIONS(DECLARE)
+    VULKAN_INSTANCE_FUNCTIONS(DECLARE)
+} vulkan_instance;
+
+typedef struct vulkan_functions {
+    VULKAN_DEVICE_FUNCTIONS(DECLARE)
+} vulkan_functions;
+#undef DECLARE
+
+enum {
+    GPU_BINDINGS = 10,    /* storage buffers of one dispatch */
+    GPU_PUSH_BYTES = 128, /* what every device has; always pushed whole (lavapipe crashes on constants that were never pushed) */
+    GPU_CONSTANTS = 12,   /* specialization constants of one pipeline */
+    GPU_STAGING_BYTES = 16 << 20
+};
+
+typedef struct gpu_pipeline {
+    const char *shader; /* the name in the shader table */
+    int constant_count;
+    uint32_t constants[GPU_CONSTANTS];
+    VkPipeline handle;
+    VkResult result; /* of its creation */
+} gpu_pipeline;
+
+struct gpu {
+    vulkan_instance instance;
+    vulkan_functions vk;
+    gpu_info info;
+    gpu_limits limits;
+    VkPhysicalDevice physical;
+    VkPhysicalDeviceMemoryProperties memory;
+    VkDevice device;
+    VkQueue queue;
+    uint32_t queue_family;
+    VkFence fence;
+    bool mapped;            /* device memory is the host's own: buffers stay mapped */
+    double flops_per_piece; /* a submission's share on this device; 0: no limit */
+    VkCommandPool transfers;
+    VkCommandBuffer transfer;
+    gpu_buffer *staging; /* NULL where mapped */
+    VkDescriptorSetLayout bindings;
+    VkPipelineLayout layout;
+    VkPipelineCache cache;
+    char *cache_path; /* NULL: no place to keep it */
+    bool cache_grown;
+    gpu_pipeline **pipelines;
+    int pipeline_count;
+};
+
+struct gpu_buffer {
+    gpu *gpu;
+    VkBuffer handle;
+    VkDeviceMemory memory;
+    size_t bytes;
+    void *host; /* NULL where not mapped */
+};
+
+/* A compiled shader, in the generated table (cmake/shaders.cmake), sorted by name, NULL name behind the last. */
+typedef struct gpu_shader {
+    const char *name;
+    const uint32_t *code;
+    size_t bytes;
+} gpu_shader;
+extern const gpu_shader gpu_shader_table[];
+
+/* loader.c. False: no loader, no driver or no instance. */
+bool vulkan_instance_open(vulkan_instance *instance);
+void vulkan_instance_close(vulkan_instance *instance);
+void vulkan_load_device(const vulkan_instance *instance, VkDevice device, vulkan_functions *vk);
+/* "out of device memory", "device lost", ... with what to do about it. */
+bool gpu_fail(const gpu *g, VkResult result, const char *what, error *err);
+
+/* memory.c */
+bool gpu_memory_open(gpu *g, error *err);
+void gpu_memory_close(gpu *g);
+/* Submits g->transfer or another command buffer and waits. */
+bool gpu_submit(gpu *g, const VkCommandBuffer *commands, int count, error *err);
+
+/* pipeline.c */
+bool gpu_pipelines_open(gpu *g, const VkPhysicalDeviceProperties *properties, error *err);
+void gpu_pipelines_close(gpu *g);
+/* The pipeline of that shader and constants, not yet built if it is new; NULL when there is no such shader. */
+gpu_pipeline *gpu_pipeline_find(gpu *g, const char *shader, const uint32_t *constants, int count);
+/* Builds all that are not built yet, several at a time. */
+bool gpu_pipelines_build(gpu *g, error *err);
+
+#endif
