@@ -44,7 +44,8 @@ static bool encode_prompt(pipeline *p, const draw_settings *s, const char *text,
     size_t count;
     bool valid = tokenizer_encode(p->tokenizer, text, strlen(text), &ids, &count, err);
     free(ids);
-    if (!valid || !prompt_parse(&out->parsed, text, s->steps, negative, err)) return error_prefix(err, negative ? "negative prompt" : "prompt");
+    if (!valid || !prompt_parse(&out->parsed, text, s->steps, negative, err))
+        return error_prefix(err, negative ? "negative prompt" : "prompt");
     out->states = memory_new((size_t)out->parsed.stage_count, sizeof *out->states);
     out->tokens = memory_new((size_t)out->parsed.stage_count, sizeof *out->tokens);
     for (int i = 0; i < out->parsed.stage_count; i++)
@@ -54,7 +55,8 @@ static bool encode_prompt(pipeline *p, const draw_settings *s, const char *text,
 
 bool draw_prompts_encode(pipeline *p, const draw_settings *s, const char *positive, const char *negative, draw_prompts *out, error *err) {
     *out = (draw_prompts){.positive = {.states = NULL}};
-    return encode_prompt(p, s, positive, false, &out->positive, err) && (s->cfg == 1 || encode_prompt(p, s, negative, true, &out->negative, err));
+    return encode_prompt(p, s, positive, false, &out->positive, err) &&
+           (s->cfg == 1 || encode_prompt(p, s, negative, true, &out->negative, err));
 }
 
 static void free_prompt(draw_prompt *d) {
@@ -120,7 +122,8 @@ static bool decode(pipeline *p, const draw_settings *s, float *latents, uint8_t 
     return ok;
 }
 
-denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch, uint8_t **rgb, error *err) {
+denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch,
+                            uint8_t **rgb, error *err) {
     static const draw_watch nobody = {NULL, NULL, NULL};
     if (!watch) watch = &nobody;
     *rgb = NULL;
@@ -137,7 +140,14 @@ denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prom
     random_noise_init(&noise, s->source, seed);
     random_noise_fill(&noise, sample, count);
     denoise_start(&sampler, sample, sample);
-    denoise_options run = {.predict = predict, .predict_user = &d, .progress = watch->progress, .progress_user = watch->user, .cancel = watch->cancel, .cfg = s->cfg, .images = 1, .noise = &noise};
+    denoise_options run = {.predict = predict,
+                           .predict_user = &d,
+                           .progress = watch->progress,
+                           .progress_user = watch->user,
+                           .cancel = watch->cancel,
+                           .cfg = s->cfg,
+                           .images = 1,
+                           .noise = &noise};
     denoise_status status = denoise_run(&sampler, &run, sample, err);
     if (status == DENOISE_DONE && !decode(p, s, sample, rgb, err)) status = DENOISE_FAILED;
     sampler_destroy(&sampler);

@@ -17,7 +17,7 @@ typedef struct draw_settings {
 
 /* A prompt and its negative, encoded: for every stage the states of the text encoder. */
 typedef struct draw_prompt {
-    prompt parsed;
+    prompt_plan parsed;
     float **states; /* [stage_count]: [tokens, width] */
     int *tokens;
 } draw_prompt;
@@ -39,6 +39,7 @@ typedef struct draw_watch {
 } draw_watch;
 
 /* rgb: [height, width, 3], freed by the caller; NULL unless the status is DENOISE_DONE. */
-denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch, uint8_t **rgb, error *err);
+denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch,
+                            uint8_t **rgb, error *err);
 
 #endif

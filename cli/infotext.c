@@ -38,7 +38,12 @@ static void append_value(text *t, const char *key, const char *value) {
         return;
     }
     append(t, "\"");
-    for (const char *c = value; *c; c++) append(t, *c == '"' || *c == '\\' ? "\\%c" : *c == '\n' ? "\\n" : "%c", *c);
+    for (const char *c = value; *c; c++) {
+        if (*c == '\n')
+            append(t, "\\n");
+        else
+            append(t, "%s%c", *c == '"' || *c == '\\' ? "\\" : "", *c);
+    }
     append(t, "\"");
 }
 
@@ -46,8 +51,10 @@ static void append_loras(text *t, const infotext *info) {
     for (int i = 0; i < info->lora_count; i++) {
         const infotext_lora *l = &info->loras[i];
         if (l->in_prompt) continue;
-        if (l->unet_weight == l->text_weight) append(t, "%s<lora:%s:%g>", t->size ? " " : "", l->name, (double)l->unet_weight);
-        else append(t, "%s<lora:%s:%g:%g>", t->size ? " " : "", l->name, (double)l->text_weight, (double)l->unet_weight);
+        if (l->unet_weight == l->text_weight)
+            append(t, "%s<lora:%s:%g>", t->size ? " " : "", l->name, (double)l->unet_weight);
+        else
+            append(t, "%s<lora:%s:%g:%g>", t->size ? " " : "", l->name, (double)l->text_weight, (double)l->unet_weight);
     }
 }
 
@@ -65,8 +72,8 @@ char *infotext_make(const infotext *info) {
     append(&t, "%s", info->prompt);
     append_loras(&t, info);
     if (*info->negative) append(&t, "\nNegative prompt: %s", info->negative);
-    append(&t, "\nSteps: %d, Sampler: %s, Schedule type: %s, CFG scale: %g, Seed: %llu, Size: %dx%d", s->steps, s->sampler->label, sigma_spacing_label(s->spacing), (double)s->cfg,
-           (unsigned long long)info->seed, s->width, s->height);
+    append(&t, "\nSteps: %d, Sampler: %s, Schedule type: %s, CFG scale: %g, Seed: %llu, Size: %dx%d", s->steps, s->sampler->label,
+           sigma_spacing_label(s->spacing), (double)s->cfg, (unsigned long long)info->seed, s->width, s->height);
     if (*info->model_hash) append_value(&t, "Model hash", info->model_hash);
     append_value(&t, "Model", info->model);
     if (s->clip_skip > 1) append(&t, ", Clip skip: %d", s->clip_skip);

@@ -33,17 +33,27 @@ void weights_close(weights *w) {
 const checkpoint *weights_checkpoint(const weights *w) { return w->checkpoint; }
 checkpoint_part weights_part(const weights *w) { return w->part; }
 
-/* [out][in][tap] to [tap][out][in], elements of 2 or 4 bytes. */
+/* Row o of [out][in][tap] to [tap][out][in], for elements of 2 and of 4 bytes. */
+static void turn_row_16(uint16_t *out, const uint16_t *in, int64_t o, const int64_t *dims, int64_t taps) {
+    for (int64_t tap = 0; tap < taps; tap++)
+        for (int64_t i = 0; i < dims[1]; i++) out[(tap * dims[0] + o) * dims[1] + i] = in[(o * dims[1] + i) * taps + tap];
+}
+
+static void turn_row_32(uint32_t *out, const uint32_t *in, int64_t o, const int64_t *dims, int64_t taps) {
+    for (int64_t tap = 0; tap < taps; tap++)
+        for (int64_t i = 0; i < dims[1]; i++) out[(tap * dims[0] + o) * dims[1] + i] = in[(o * dims[1] + i) * taps + tap];
+}
+
 static void *taps_first(const checkpoint_tensor *c, int64_t taps) {
-    size_t size = dtype_size(c->type);
-    char *out = memory_try_aligned(c->bytes);
+    void *out = memory_try_aligned(c->bytes);
     if (!out) return NULL;
-    const char *in = c->data;
-    int64_t pairs = c->dims[0] * c->dims[1];
 #pragma omp parallel for schedule(static)
-    for (int64_t pair = 0; pair < pairs; pair++)
-        for (int64_t tap = 0; tap < taps; tap++)
-            memcpy(out + (size_t)(tap * pairs + pair) * size, in + (size_t)(pair * taps + tap) * size, size);
+    for (int64_t o = 0; o < c->dims[0]; o++) {
+        if (dtype_size(c->type) == 2)
+            turn_row_16(out, c->data, o, c->dims, taps);
+        else
+            turn_row_32(out, c->data, o, c->dims, taps);
+    }
     return out;
 }
 

@@ -226,13 +226,18 @@ tensor *tensor_pool_parameter(tensor_pool *pool, const char *name, int rank, con
 
 /* ---- host access ---- */
 
+/* A plan gives no memory to what none of its records touches. */
+static bool has_memory(const device *d, const tensor *t) { return d->gpu ? t->gpu.buffer != NULL : t->cpu != NULL; }
+
 bool tensor_write(device *d, tensor *t, const float *values, error *err) {
+    if (!has_memory(d, t)) return true; /* an input that nobody reads */
     if (d->gpu) return upload_converted(d->gpu, t, values, DTYPE_F32, err);
     dtype_from_f32(t->cpu, t->type, values, (size_t)tensor_count(t));
     return true;
 }
 
 bool tensor_read(device *d, const tensor *t, float *values, error *err) {
+    if (!has_memory(d, t)) return error_set(err, "%s: is not part of what was run", t->name ? t->name : "tensor");
     size_t n = (size_t)tensor_count(t);
     if (!d->gpu) {
         dtype_to_f32(values, t->cpu, t->type, n);

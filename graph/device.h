@@ -34,7 +34,8 @@ tensor *tensor_pool_constant_owned(tensor_pool *pool, const char *name, dtype ty
 /* Zeroed fp32. */
 tensor *tensor_pool_parameter(tensor_pool *pool, const char *name, int rank, const int64_t *dim, error *err);
 
-/* Host copies, fp32 on the host side. Temporaries and inputs can be read and written between plan_create and plan_free. */
+/* Host copies, fp32 on the host side. Temporaries and inputs can be read and written between plan_create and plan_free;
+   writing to an input that no record reads does nothing. */
 bool tensor_write(device *d, tensor *t, const float *values, error *err);
 bool tensor_read(device *d, const tensor *t, float *values, error *err);
 

@@ -87,11 +87,12 @@ const module_info *module_table_find(const module_table *table, const char *flat
 
 /* ---- The original spelling ---- */
 
-/* "12_" */
+/* "12_", or "12" at the end. */
 static const char *skip_number(const char *s) {
     const char *digits = s;
     while (*s >= '0' && *s <= '9') s++;
-    return s > digits && *s == '_' ? s + 1 : NULL;
+    if (s == digits || (*s && *s != '_')) return NULL;
+    return *s ? s + 1 : s;
 }
 
 /* LDM's name with the dots that checkpoint_unet_name looks at put back: those of the block's numbers, and those before the number of a

@@ -76,8 +76,10 @@ static bool load_groups(adapter *a, const adapter_file *file, adapter_report *re
     for (int i = 0; i < file->other_count; i++) report_add(report, file->others[i]->name);
     if (report->applied > 0) return true;
     const char *first = report->unapplied_count > 0 ? report->unapplied[0] : "none";
-    return error_set(err, "%s: nothing in it fits this model: none of its %d modules and %d other tensors is known (the first: %s)",
-                     file->path, report->total, file->other_count, first);
+    if (report->total == 0)
+        return error_set(err, "%s: is no adapter: no tensor in it has a name that adapters have (the first is %s)", file->path, first);
+    return error_set(err, "%s: nothing in it fits this model: none of its %d modules is there (the first is %s)", file->path, report->total,
+                     first);
 }
 
 adapter *adapter_load(const char *path, const module_table *table, device *d, bool trainable, adapter_report *report, error *err) {

@@ -61,6 +61,14 @@ static const char *part_alias(const char *dot_part) {
     return dot_part + 1;
 }
 
+/* lora_unet_input_blocks_... becomes lora_unet_down_blocks_...; false: it was diffusers' spelling already. */
+static bool original_to_diffusers(char module[SPELLING_SIZE]) {
+    char diffusers[SPELLING_SIZE];
+    if (!module_flat_from_ldm(module, diffusers, sizeof diffusers) || strcmp(diffusers, module) == 0) return false;
+    memcpy(module, diffusers, sizeof diffusers);
+    return true;
+}
+
 static bool read_flat(const char *key, spelling *out) {
     for (size_t i = 0; i < LENGTH(FLAT_PREFIXES); i++) {
         const flat_prefix *p = &FLAT_PREFIXES[i];
@@ -75,12 +83,8 @@ static bool read_flat(const char *key, spelling *out) {
         bool bare_text = p->model == CHECKPOINT_TEXT_ENCODER && starts_with(path, "encoder_layers_");
         snprintf(full, sizeof full, "%s%s", bare_text ? "text_model_" : "", path);
         if (!module_flat_name(p->model, full, out->module, sizeof out->module)) return false;
-        char diffusers[SPELLING_SIZE];
-        if (p->model == CHECKPOINT_UNET && module_flat_from_ldm(out->module, diffusers, sizeof diffusers) &&
-            strcmp(diffusers, out->module) != 0) {
-            memcpy(out->module, diffusers, sizeof diffusers);
-            if (out->style == ADAPTER_KOHYA) out->style = ADAPTER_LDM;
-        }
+        bool original = p->model == CHECKPOINT_UNET && original_to_diffusers(out->module);
+        if (original && out->style == ADAPTER_KOHYA) out->style = ADAPTER_LDM;
         return true;
     }
     return false;
@@ -151,7 +155,7 @@ static bool take(const char **p, const char *prefix) {
 static bool read_dotted(const char *key, checkpoint_part hint, spelling *out) {
     const char *path = key;
     take(&path, "base_model.model.");
-    if (take(&path, "unet.")) {
+    if (take(&path, "unet.") || take(&path, "diffusion_model.")) {
         out->model = CHECKPOINT_UNET;
     } else if (take(&path, "text_encoder.")) {
         out->model = CHECKPOINT_TEXT_ENCODER;
@@ -167,7 +171,9 @@ static bool read_dotted(const char *key, checkpoint_part hint, spelling *out) {
     bool bare_text = out->model == CHECKPOINT_TEXT_ENCODER && starts_with(out->path, "encoder.");
     snprintf(full, sizeof full, "%s%s", bare_text ? "text_model." : "", out->path);
     snprintf(out->shown, sizeof out->shown, "%s", out->path);
-    return module_flat_name(out->model, full, out->module, sizeof out->module);
+    if (!module_flat_name(out->model, full, out->module, sizeof out->module)) return false;
+    if (out->model == CHECKPOINT_UNET) original_to_diffusers(out->module);
+    return true;
 }
 
 bool spelling_read(const char *key, checkpoint_part hint, spelling *out) {

@@ -71,12 +71,14 @@ static int64_t visible(const record *r, int64_t query) { return r->i[I_CAUSAL] &
 
 OP_HOT static float row_max(const float *s, int64_t n) {
     float most = -FLT_MAX;
+#pragma omp simd reduction(max : most)
     for (int64_t j = 0; j < n; j++) most = s[j] > most ? s[j] : most;
     return most;
 }
 
 OP_HOT static float row_exp(float *s, int64_t n, float shift) {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
         s[j] = scalar_exp(s[j] - shift);
         sum += s[j];
@@ -91,10 +93,9 @@ static void scores(const record *r, const float *q, const float *k, int64_t firs
 }
 
 static void forward_cpu(const record *r, const device *d) {
-    (void)d;
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width,
             blocks = (tq + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) /* each has its part of the scratch memory */
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads * blocks; job++) {
         int64_t n = job / blocks / heads, h = job / blocks % heads, first = job % blocks * BLOCK,
                 count = tq - first < BLOCK ? tq - first : BLOCK;
@@ -118,6 +119,7 @@ static void forward_cpu(const record *r, const device *d) {
 
 OP_HOT static float row_dot(const float *a, const float *b, int64_t n) {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) sum += a[j] * b[j];
     return sum;
 }
@@ -127,9 +129,8 @@ OP_HOT static void row_score_grad(const float *p, float *dp, int64_t n, float de
 }
 
 static void grad_cpu(const record *r, const device *d) {
-    (void)d;
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) /* each has its part of the scratch memory */
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads; job++) {
         int64_t n = job / heads, h = job % heads, qs = n * tq * ld + h * width, ks = n * tk * ld + h * width;
         const float *dy = (const float *)r->in[0]->cpu + qs, *q = (const float *)r->in[1]->cpu + qs, *k = (const float *)r->in[2]->cpu + ks;

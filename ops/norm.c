@@ -188,8 +188,10 @@ static void group_norm_grad_cpu(const record *r, const device *d) {
 
 OP_HOT static void layer_norm_row(const float *x, float *y, int64_t c, const float *gamma, const float *beta, float eps, float *stats) {
     double sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < c; j++) sum += (double)x[j];
     float mean = (float)(sum / (double)c);
+#pragma omp simd reduction(+ : square)
     for (int64_t j = 0; j < c; j++) square += (double)((x[j] - mean) * (x[j] - mean));
     float rstd = (float)(1.0 / sqrt(square / (double)c + (double)eps));
     for (int64_t j = 0; j < c; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
@@ -209,6 +211,7 @@ static void layer_norm_cpu(const record *r, const device *d) {
 OP_HOT static void layer_norm_grad_row(const float *x, const float *dy, float *dx, int64_t c, const float *gamma, const float *stats) {
     double sum = 0, sum_x = 0;
     float mean = stats[0], rstd = stats[1];
+#pragma omp simd reduction(+ : sum, sum_x)
     for (int64_t j = 0; j < c; j++) {
         float g = gamma[j] * dy[j];
         sum += (double)g, sum_x += (double)(g * (x[j] - mean) * rstd);

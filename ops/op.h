@@ -21,7 +21,7 @@ static inline float scalar_exp(float x) {
     float n = x * 1.44269504f + 12582912.0f; /* round to nearest by the magic number 1.5 * 2^23 */
     union {
         float f;
-        int32_t i;
+        uint32_t i; /* unsigned: NaN wraps around and stays NaN by p */
     } bits = {.f = n}, power;
     n -= 12582912.0f;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -32,7 +32,7 @@ static inline float scalar_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    power.i = (bits.i - 0x4b400000 + 127) << 23;
+    power.i = (bits.i - 0x4b400000u + 127u) << 23;
     return p * power.f;
 }
 

@@ -39,6 +39,7 @@ static void square_sum_cpu(const record *r, const device *d) {
     (void)d;
     const float *g = r->in[0]->cpu;
     double sum = r->in[1] ? (double)*(const float *)r->in[1]->cpu : 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < r->i[I_COUNT]; i++) sum += (double)g[i] * (double)g[i];
     *(float *)r->out[0]->cpu = (float)sum;
 }

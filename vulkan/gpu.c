@@ -90,18 +90,14 @@ static uint32_t physical_devices(const vulkan_instance *instance, VkPhysicalDevi
 }
 
 int gpu_list(gpu_info *out, int most) {
-    vulkan_instance instance;
-    uint32_t count = 0;
-    if (vulkan_instance_open(&instance)) {
-        VkPhysicalDevice devices[MOST_DEVICES];
-        count = physical_devices(&instance, devices);
-        for (int i = 0; i < (int)count && i < most; i++) {
-            device_facts facts;
-            facts_read(&instance, devices[i], &facts);
-            facts_info(&facts, i, &out[i]);
-        }
+    const vulkan_instance *instance = vulkan_instance_get();
+    VkPhysicalDevice devices[MOST_DEVICES];
+    uint32_t count = instance ? physical_devices(instance, devices) : 0;
+    for (int i = 0; i < (int)count && i < most; i++) {
+        device_facts facts;
+        facts_read(instance, devices[i], &facts);
+        facts_info(&facts, i, &out[i]);
     }
-    vulkan_instance_close(&instance);
     return (int)count;
 }
 
@@ -129,12 +125,12 @@ static bool device_create(gpu *g, const device_facts *f, error *err) {
                                                       .storageBuffer16BitAccess = f->storage16.storageBuffer16BitAccess};
     VkDeviceCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .pNext = &storage16, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
-    VkResult result = g->instance.vkCreateDevice(g->physical, &info, NULL, &g->device);
+    VkResult result = g->instance->vkCreateDevice(g->physical, &info, NULL, &g->device);
     if (result != VK_SUCCESS) {
         g->device = VK_NULL_HANDLE;
         return gpu_fail(g, result, "opening the device", err);
     }
-    vulkan_load_device(&g->instance, g->device, &g->vk);
+    vulkan_load_device(g->instance, g->device, &g->vk);
     g->vk.vkGetDeviceQueue(g->device, (uint32_t)f->queue_family, 0, &g->queue);
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
@@ -147,13 +143,14 @@ static bool device_create(gpu *g, const device_facts *f, error *err) {
 
 static bool open_index(gpu *g, int index, error *err) {
     VkPhysicalDevice devices[MOST_DEVICES];
-    uint32_t count = vulkan_instance_open(&g->instance) ? physical_devices(&g->instance, devices) : 0;
+    g->instance = vulkan_instance_get();
+    uint32_t count = g->instance ? physical_devices(g->instance, devices) : 0;
     if (count == 0) return error_set(err, "no Vulkan driver found; install one for your graphics card, or use --device cpu");
     if (index < 0 || index >= (int)count)
         return error_set(err, "vulkan:%d: there are only devices vulkan:0 to vulkan:%d (see vulora devices)", index, (int)count - 1);
     device_facts facts;
     g->physical = devices[index];
-    facts_read(&g->instance, g->physical, &facts);
+    facts_read(g->instance, g->physical, &facts);
     facts_info(&facts, index, &g->info);
     limits_read(&facts, &g->limits);
     if (g->info.refused[0]) return error_set(err, "%s cannot be used: %s", g->info.name, g->info.refused);
@@ -180,7 +177,6 @@ void gpu_close(gpu *g) {
         g->vk.vkDestroyFence(g->device, g->fence, NULL);
         g->vk.vkDestroyDevice(g->device, NULL);
     }
-    vulkan_instance_close(&g->instance);
     free(g);
 }
 

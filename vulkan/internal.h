@@ -10,7 +10,6 @@
 /* The loader is opened at run time, so that the program starts on machines without one. */
 #define VULKAN_GLOBAL_FUNCTIONS(F) F(vkCreateInstance) F(vkEnumerateInstanceLayerProperties) F(vkEnumerateInstanceVersion)
 #define VULKAN_INSTANCE_FUNCTIONS(F) \
-    F(vkDestroyInstance) \
     F(vkEnumeratePhysicalDevices) \
     F(vkGetPhysicalDeviceProperties2) \
     F(vkGetPhysicalDeviceFeatures2) \
@@ -80,8 +79,19 @@ enum {
     GPU_BINDINGS = 10,    /* storage buffers of one dispatch */
     GPU_PUSH_BYTES = 128, /* what every device has; always pushed whole (lavapipe crashes on constants that were never pushed) */
     GPU_CONSTANTS = 12,   /* specialization constants of one pipeline */
-    GPU_STAGING_BYTES = 16 << 20
+    GPU_STAGING_BYTES = 16 << 20,
+    GPU_SMALL_BYTES = 1 << 20, /* buffers up to this share allocations, of which drivers allow few (4096) */
+    GPU_SHARED_BYTES = 32 << 20
 };
+
+/* Device memory with one or more buffers in it. */
+typedef struct gpu_memory {
+    VkDeviceMemory handle;
+    int type;
+    size_t bytes, used;
+    int buffers;
+    void *host; /* NULL where not mapped */
+} gpu_memory;
 
 typedef struct gpu_pipeline {
     const char *shader; /* the name in the shader table */
@@ -92,7 +102,7 @@ typedef struct gpu_pipeline {
 } gpu_pipeline;
 
 struct gpu {
-    vulkan_instance instance;
+    const vulkan_instance *instance;
     vulkan_functions vk;
     gpu_info info;
     gpu_limits limits;
@@ -107,6 +117,8 @@ struct gpu {
     VkCommandPool transfers;
     VkCommandBuffer transfer;
     gpu_buffer *staging; /* NULL where mapped */
+    gpu_memory **shared; /* allocations that small buffers share */
+    int shared_count;
     VkDescriptorSetLayout bindings;
     VkPipelineLayout layout;
     VkPipelineCache cache;
@@ -119,7 +131,7 @@ struct gpu {
 struct gpu_buffer {
     gpu *gpu;
     VkBuffer handle;
-    VkDeviceMemory memory;
+    gpu_memory *memory;
     size_t bytes;
     void *host; /* NULL where not mapped */
 };
@@ -132,9 +144,8 @@ typedef struct gpu_shader {
 } gpu_shader;
 extern const gpu_shader gpu_shader_table[];
 
-/* loader.c. False: no loader, no driver or no instance. */
-bool vulkan_instance_open(vulkan_instance *instance);
-void vulkan_instance_close(vulkan_instance *instance);
+/* loader.c. NULL: no loader, no driver or no instance. */
+const vulkan_instance *vulkan_instance_get(void);
 void vulkan_load_device(const vulkan_instance *instance, VkDevice device, vulkan_functions *vk);
 /* "out of device memory", "device lost", ... with what to do about it. */
 bool gpu_fail(const gpu *g, VkResult result, const char *what, error *err);

@@ -23,10 +23,9 @@ static VKAPI_ATTR VkBool32 VKAPI_CALL count_message(VkDebugUtilsMessageSeverityF
     return VK_FALSE;
 }
 
-/* The loader stays open for the life of the process: drivers do not like being unloaded. */
 static PFN_vkGetInstanceProcAddr open_loader(void) {
     static const char *const names[] = {"libvulkan.so.1", "libvulkan.so"};
-    static void *library;
+    void *library = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names && !library; i++) library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     void *symbol = library ? dlsym(library, "vkGetInstanceProcAddr") : NULL;
     PFN_vkGetInstanceProcAddr get = NULL;
@@ -55,8 +54,7 @@ static void watch_messages(vulkan_instance *instance, const VkDebugUtilsMessenge
     if (create) create(instance->handle, info, NULL, &instance->messenger);
 }
 
-bool vulkan_instance_open(vulkan_instance *instance) {
-    memset(instance, 0, sizeof *instance);
+static bool instance_open(vulkan_instance *instance) {
     instance->vkGetInstanceProcAddr = open_loader();
     if (!instance->vkGetInstanceProcAddr) return false;
 #define LOAD(name) \
@@ -93,16 +91,12 @@ bool vulkan_instance_open(vulkan_instance *instance) {
     return true;
 }
 
-void vulkan_instance_close(vulkan_instance *instance) {
-    if (!instance->handle) return;
-    if (instance->messenger) {
-        PFN_vkDestroyDebugUtilsMessengerEXT destroy;
-        PFN_vkVoidFunction function = instance->vkGetInstanceProcAddr(instance->handle, "vkDestroyDebugUtilsMessengerEXT");
-        memcpy(&destroy, &function, sizeof destroy);
-        if (destroy) destroy(instance->handle, instance->messenger, NULL);
-    }
-    instance->vkDestroyInstance(instance->handle, NULL);
-    instance->handle = VK_NULL_HANDLE;
+/* One for the life of the process, never destroyed: drivers do not like being unloaded. */
+const vulkan_instance *vulkan_instance_get(void) {
+    static vulkan_instance instance;
+    static enum { UNTRIED, OPEN, FAILED } state;
+    if (state == UNTRIED) state = instance_open(&instance) ? OPEN : FAILED;
+    return state == OPEN ? &instance : NULL;
 }
 
 void vulkan_load_device(const vulkan_instance *instance, VkDevice device, vulkan_functions *vk) {

@@ -16,9 +16,71 @@ static int memory_type(const gpu *g, uint32_t allowed, VkMemoryPropertyFlags wan
 static const VkMemoryPropertyFlags host_visible = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
 
 /* Integrated graphics and software devices share the host's memory: their buffers stay mapped. The far side of a bus is never read
- * directly. */
+   directly. VULORA_VK_STAGING=1 treats every device like a card, for tests. */
 static bool memory_is_shared(const gpu *g) {
-    return !g->info.discrete && memory_type(g, ~0u, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | host_visible) >= 0;
+    const char *staging = getenv("VULORA_VK_STAGING");
+    if (g->info.discrete || (staging && strcmp(staging, "1") == 0)) return false;
+    return memory_type(g, ~0u, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | host_visible) >= 0;
+}
+
+/* ---- allocations ---- */
+
+static VkResult memory_allocate(gpu *g, int type, size_t bytes, bool map, gpu_memory **out) {
+    gpu_memory *m = memory_new(1, sizeof *m);
+    m->type = type;
+    m->bytes = bytes;
+    VkMemoryAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = bytes, .memoryTypeIndex = (uint32_t)type};
+    VkResult result = g->vk.vkAllocateMemory(g->device, &info, NULL, &m->handle);
+    if (result == VK_SUCCESS && map) {
+        result = g->vk.vkMapMemory(g->device, m->handle, 0, VK_WHOLE_SIZE, 0, &m->host);
+        if (result != VK_SUCCESS) g->vk.vkFreeMemory(g->device, m->handle, NULL);
+    }
+    *out = m;
+    if (result == VK_SUCCESS) return result;
+    *out = NULL;
+    free(m);
+    return result;
+}
+
+static size_t aligned(size_t value, size_t alignment) { return (value + alignment - 1) / alignment * alignment; }
+
+/* An allocation that small buffers share, with room for one more; NULL: a new one is needed. */
+static gpu_memory *shared_with_room(const gpu *g, int type, const VkMemoryRequirements *needs) {
+    for (int i = 0; i < g->shared_count; i++) {
+        gpu_memory *m = g->shared[i];
+        if (m->type == type && aligned(m->used, (size_t)needs->alignment) + (size_t)needs->size <= m->bytes) return m;
+    }
+    return NULL;
+}
+
+static VkResult memory_for(gpu *g, int type, const VkMemoryRequirements *needs, bool map, gpu_memory **out) {
+    size_t bytes = (size_t)needs->size;
+    if (bytes > GPU_SMALL_BYTES) return memory_allocate(g, type, bytes, map, out);
+    *out = shared_with_room(g, type, needs);
+    if (*out) return VK_SUCCESS;
+    VkResult result = memory_allocate(g, type, GPU_SHARED_BYTES, map, out);
+    if (result != VK_SUCCESS) return memory_allocate(g, type, bytes, map, out); /* nearly full */
+    g->shared = memory_grow(g->shared, (size_t)g->shared_count + 1, sizeof(gpu_memory *));
+    g->shared[g->shared_count++] = *out;
+    return VK_SUCCESS;
+}
+
+static void memory_release(gpu *g, gpu_memory *m) {
+    if (--m->buffers > 0) return;
+    for (int i = 0; i < g->shared_count; i++)
+        if (g->shared[i] == m) g->shared[i--] = g->shared[--g->shared_count];
+    g->vk.vkFreeMemory(g->device, m->handle, NULL);
+    free(m);
+}
+
+/* ---- buffers ---- */
+
+static int buffer_memory_type(const gpu *g, uint32_t allowed, bool on_host) {
+    VkMemoryPropertyFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
+    if (!on_host) return memory_type(g, allowed, g->mapped ? local | host_visible : local);
+    int cached = memory_type(g, allowed, host_visible | VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
+    return cached >= 0 ? cached : memory_type(g, allowed, host_visible);
 }
 
 static VkResult buffer_allocate(gpu_buffer *b, bool on_host) {
@@ -32,21 +94,16 @@ static VkResult buffer_allocate(gpu_buffer *b, bool on_host) {
     if (result != VK_SUCCESS) return result;
     VkMemoryRequirements needs;
     g->vk.vkGetBufferMemoryRequirements(g->device, b->handle, &needs);
-    VkMemoryPropertyFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
-    int type = -1;
-    if (on_host) {
-        type = memory_type(g, needs.memoryTypeBits, host_visible | VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
-        if (type < 0) type = memory_type(g, needs.memoryTypeBits, host_visible);
-    } else {
-        type = memory_type(g, needs.memoryTypeBits, g->mapped ? local | host_visible : local);
-    }
+    int type = buffer_memory_type(g, needs.memoryTypeBits, on_host);
     if (type < 0) return VK_ERROR_OUT_OF_DEVICE_MEMORY;
-    VkMemoryAllocateInfo allocate = {
-        .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = needs.size, .memoryTypeIndex = (uint32_t)type};
-    result = g->vk.vkAllocateMemory(g->device, &allocate, NULL, &b->memory);
-    if (result == VK_SUCCESS) result = g->vk.vkBindBufferMemory(g->device, b->handle, b->memory, 0);
-    if (result == VK_SUCCESS && (on_host || g->mapped)) result = g->vk.vkMapMemory(g->device, b->memory, 0, VK_WHOLE_SIZE, 0, &b->host);
-    return result;
+    result = memory_for(g, type, &needs, on_host || g->mapped, &b->memory);
+    if (result != VK_SUCCESS) return result;
+    gpu_memory *m = b->memory;
+    size_t offset = aligned(m->used, (size_t)needs.alignment);
+    m->used = offset + (size_t)needs.size;
+    m->buffers++;
+    if (m->host) b->host = (char *)m->host + offset;
+    return g->vk.vkBindBufferMemory(g->device, b->handle, m->handle, offset);
 }
 
 static bool transfer_begin(gpu *g, error *err) {
@@ -112,7 +169,7 @@ gpu_buffer *gpu_buffer_create(gpu *g, size_t bytes, error *err) {
 void gpu_buffer_free(gpu_buffer *b) {
     if (!b) return;
     b->gpu->vk.vkDestroyBuffer(b->gpu->device, b->handle, NULL);
-    b->gpu->vk.vkFreeMemory(b->gpu->device, b->memory, NULL);
+    if (b->memory) memory_release(b->gpu, b->memory);
     free(b);
 }
 
@@ -132,6 +189,7 @@ bool gpu_memory_open(gpu *g, error *err) {
 void gpu_memory_close(gpu *g) {
     gpu_buffer_free(g->staging);
     g->staging = NULL;
+    free(g->shared);
 }
 
 bool gpu_submit(gpu *g, const VkCommandBuffer *commands, int count, error *err) {

@@ -24,11 +24,50 @@ def make_vae():
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
 
 
+def _carrier(j, group):
+    """Which colour channel j carries and with which sign; neighbours in a norm group are a pair of signs."""
+    return j // group % 3, 1 - 2 * (j % 2)
+
+
+@torch.no_grad()
+def _route(conv, width_in, group_in, group_out):
+    """Let a convolution hand each colour on to the channels that carry it."""
+    conv.weight.mul_(.3)
+    for j in range(conv.weight.shape[0]):
+        colour, sign = _carrier(j, group_out)
+        source = next(i for i in range(width_in) if _carrier(i, group_in) == (colour, sign))
+        conv.weight[j, source, conv.weight.shape[2] // 2, conv.weight.shape[3] // 2] += 1
+
+
+@torch.no_grad()
+def _gather(conv, group, gain, offset):
+    """Let a last convolution add up (after SiLU) the channels of each colour: silu(x) - silu(-x) = x."""
+    conv.weight.mul_(.3)
+    width, middle = conv.weight.shape[1], conv.weight.shape[2] // 2
+    for j in range(width):
+        colour, sign = _carrier(j, group)
+        conv.weight[colour, j, middle, middle] += sign * gain * 6 / width
+    conv.bias[:3] += offset
+
+
+@torch.no_grad()
+def _spread(conv, group, gain, offset):
+    """Let a first convolution put `gain` times each colour plus `offset` on its carriers."""
+    conv.weight.mul_(.3)
+    middle = conv.weight.shape[2] // 2
+    for j in range(conv.weight.shape[0]):
+        colour, sign = _carrier(j, group)
+        conv.weight[j, colour, middle, middle] += sign * gain
+        conv.bias[j] += sign * offset
+
+
 @torch.no_grad()
 def begin_linear(vae):
-    """Start the autoencoder as nearly linear: silent residual branches, scaling steps that average and repeat.
+    """Start the autoencoder as one that passes the mean colour of each 8x8 block straight through.
 
-    Colours then reach the latents and come back from the first step on, and training takes a fraction of the time.
+    Residual branches are silent, scaling steps average and repeat, and pairs of channels of opposite sign carry
+    the colours past the norms.  Training then has only the detail left to learn; from the usual start it spends
+    a long time on grey pictures first.
     """
     for name, module in vae.named_modules():
         if name.endswith(("conv2", "to_out.0")):
@@ -39,18 +78,27 @@ def begin_linear(vae):
         elif name.endswith("upsamplers.0.conv"):
             module.weight.mul_(.1)
             module.weight[:, :, 1, 1] += torch.eye(len(module.weight))
+    first, last = VAE_CHANNELS[0], VAE_CHANNELS[-1]
+    _spread(vae.encoder.conv_in, first // 32, 1, 1.5)
+    _route(vae.encoder.down_blocks[3].resnets[0].conv_shortcut, first, first // 32, last // 32)
+    _gather(vae.encoder.conv_out, last // 32, 2, -2)
+    _spread(vae.decoder.conv_in, last // 32, .5, 1)
+    _route(vae.decoder.up_blocks[1].resnets[0].conv_shortcut, last, last // 32, first // 32)
+    _gather(vae.decoder.conv_out, first // 32, 1.6, -1.5)
+    for conv, size in ((vae.quant_conv, 8), (vae.post_quant_conv, 4)):
+        conv.weight.copy_(torch.eye(size)[:, :, None, None])
     vae.quant_conv.bias[4:] = -4                  # little noise at first
     return vae
 
 
-def make_unet():
-    """The noise predictor."""
-    return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2,
-        block_out_channels=UNET_CHANNELS, cross_attention_dim=CONTEXT, attention_head_dim=8,
-        norm_num_groups=32, use_linear_projection=False,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+@torch.no_grad()
+def begin_silent(unet):
+    """Start the U-Net's residual branches and its output at zero, as the original does."""
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out", "conv_out")):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    return unet
 
 
 def make_text_encoder():

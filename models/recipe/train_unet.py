@@ -12,10 +12,11 @@ import time
 import numpy as np
 import torch
 
-from parts import (SCALING, Float32Attention, alphas_cumprod, make_text_encoder, make_tokenizer,
+from parts import (SCALING, Float32Attention, alphas_cumprod, begin_silent, make_text_encoder, make_tokenizer,
                    make_unet, make_vae, tokenize)
 from sample import contact_sheet
 from train_vae import rate
+from warm_text import warm_up
 from world import scene
 
 SHAPES = ((128, 128), (160, 112), (112, 160))
@@ -114,7 +115,7 @@ class Run:
         self.args = args
         torch.manual_seed(args.seed)
         self.tokenizer = make_tokenizer()
-        self.unet, self.text = make_unet(), make_text_encoder()
+        self.unet, self.text = begin_silent(make_unet()), make_text_encoder()
         self.unet.set_attn_processor(Float32Attention())
         self.optimizer = torch.optim.AdamW(parameter_groups(self.unet, self.text, args.lr), betas=(.9, .99))
         self.ema_unet, self.ema_text = copy.deepcopy(self.unet), copy.deepcopy(self.text)
@@ -194,6 +195,10 @@ def main():
         for _ in range(int(a.first * share) // 40):
             pool.grow(40, shape)
     print(f"pool ready after {time.time() - last:.0f} s", flush=True)
+    if run.step == 0:
+        right = warm_up(run.text, run.tokenizer, torch.stack(sum(pool.ids, [])))
+        run.ema_text.load_state_dict(run.text.state_dict())
+        print(f"text encoder reads {right:.0%} of the captions fully right after {time.time() - last:.0f} s", flush=True)
     saved_at = run.used
     while run.used < a.minutes * 60:
         if run.step % 10 == 0:

@@ -10,7 +10,8 @@
 #include <string.h>
 
 /* data: kept by the caller; NULL where only the shape counts. */
-static inline void memory_model_add(checkpoint *c, checkpoint_part part, const char *name, int rank, const int64_t *dims, const float *data) {
+static inline void memory_model_add(checkpoint *c, checkpoint_part part, const char *name, int rank, const int64_t *dims,
+                                    const float *data) {
     checkpoint_table *table = &c->parts[part];
     table->tensors = memory_grow(table->tensors, table->count + 1, sizeof *table->tensors);
     checkpoint_tensor *t = &table->tensors[table->count++];
@@ -57,7 +58,8 @@ static inline int sd15_rows_read(sd15_row *rows, int most) {
     while (count < most && fgets(line, sizeof line, f)) {
         sd15_row *r = &rows[count];
         long long out, in;
-        if (sscanf(line, "%159s %159s %159s %31s %lld %lld %d %d", r->kohya, r->diffusers, r->ldm, r->kind, &out, &in, &r->kernel, &r->bias) != 8)
+        if (sscanf(line, "%159s %159s %159s %31s %lld %lld %d %d", r->kohya, r->diffusers, r->ldm, r->kind, &out, &in, &r->kernel,
+                   &r->bias) != 8)
             continue;
         r->out = out;
         r->in = in;

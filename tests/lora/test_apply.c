@@ -1,5 +1,5 @@
 /* A LoRA in every spelling, applied module by module: outputs at two strengths and gradients, against PEFT
-   (tests/reference/make_lora_fixtures.py). */
+   (tests/reference/make_lora_fixtures.py). On the CPU and on the software Vulkan device; VULORA_TEST_GPU names another one. */
 #include "formats/safetensors.h"
 #include "graph/plan.h"
 #include "lora/stack.h"
@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #define LORA TEST_DATA "/lora/"
@@ -17,7 +18,8 @@
 static safetensors reference;
 static checkpoint model;
 static module_table *table;
-static device *cpu;
+static device *on; /* the CPU, then the Vulkan device */
+static const char *device_name;
 static float *blocks[64];
 static int block_count;
 
@@ -43,8 +45,8 @@ static int setup(void **state) {
     }
     memory_model_finish(&model);
     table = module_table_create(&model, &err);
-    cpu = device_open("cpu", "fp32", 1, &err);
-    return table && cpu ? 0 : -1;
+    on = device_open(device_name, "fp32", 1, &err);
+    return table && on ? 0 : -1;
 }
 
 static int teardown(void **state) {
@@ -52,8 +54,9 @@ static int teardown(void **state) {
     module_table_free(table);
     memory_model_free(&model);
     for (int i = 0; i < block_count; i++) free(blocks[i]);
+    block_count = 0;
     safetensors_close(&reference);
-    device_close(cpu);
+    device_close(on);
     return 0;
 }
 
@@ -72,8 +75,10 @@ static float *channels_moved(const float *from, int rank, const int64_t *nchw, b
         for (int64_t j = 0; j < c; j++)
             for (int64_t p = 0; p < pixels; p++) {
                 int64_t file = (i * c + j) * pixels + p, engine = (i * pixels + p) * c + j;
-                if (to_engine) to[engine] = from[file];
-                else to[file] = from[engine];
+                if (to_engine)
+                    to[engine] = from[file];
+                else
+                    to[file] = from[engine];
             }
     return to;
 }
@@ -123,8 +128,8 @@ static run run_record(const char *key, adapter_stack *stack) {
     const char *path = strchr(key, '/') + 1;
     int64_t dims[4];
     int rank;
-    r.weights = weights_open(&model, part, cpu);
-    r.tape = tape_create(cpu);
+    r.weights = weights_open(&model, part, on);
+    r.tape = tape_create(on);
     r.x_values = read_moved("x", key, dims, &rank);
     r.x = tape_input(r.tape, "x", DTYPE_F32, rank, dims);
     layer_scope scope = {.tape = r.tape, .weights = r.weights, .adapters = stack};
@@ -139,7 +144,7 @@ static plan *run_plan(run *r) {
     error err;
     plan *p = plan_create(r->tape, &err);
     if (!p) fail_msg("%s", err.text);
-    assert_true(tensor_write(cpu, r->x, r->x_values, &err));
+    assert_true(tensor_write(on, r->x, r->x_values, &err));
     return p;
 }
 
@@ -159,7 +164,7 @@ static void check_output(const char *key, adapter_stack *stack, const char *expe
     int rank;
     float *right = read_moved(expected, key, dims, &rank);
     float *got = memory_new((size_t)tensor_count(r.y), sizeof *got);
-    assert_true(tensor_read(cpu, r.y, got, &err));
+    assert_true(tensor_read(on, r.y, got, &err));
     assert_close(got, right, (size_t)tensor_count(r.y), 2e-6, key);
     free(right);
     free(got);
@@ -194,7 +199,7 @@ static const struct {
 static adapter *load(const char *path, bool trainable, int modules) {
     error err;
     adapter_report report;
-    adapter *a = adapter_load(path, table, cpu, trainable, &report, &err);
+    adapter *a = adapter_load(path, table, on, trainable, &report, &err);
     if (!a) fail_msg("%s", err.text);
     assert_int_equal(report.applied, modules);
     assert_int_equal(report.total, modules);
@@ -282,7 +287,7 @@ static void check_gradient(const adapter_tensor *t, const char *what, const char
     size_t n = right->elements;
     assert_int_equal(n, adapter_tensor_elements(t));
     float *engine = memory_new(n, sizeof *engine), *file = memory_new(n, sizeof *file);
-    assert_true(tensor_read(cpu, t->value->grad, engine, NULL));
+    assert_true(tensor_read(on, t->value->grad, engine, NULL));
     adapter_tensor_to_file(t, engine, file);
     float *expected = safetensors_read_f32(&reference, right, NULL);
     assert_close(file, expected, n, 2e-5, name);
@@ -298,8 +303,8 @@ static void check_gradients(const char *key, adapter *a, adapter_stack *stack) {
     tensor *seed = tape_input(r.tape, "seed", DTYPE_F32, 1, (int64_t[]){1});
     tape_backward(r.tape, loss, seed, false);
     plan *p = run_plan(&r);
-    assert_true(tensor_write(cpu, r.target, r.target_values, &err));
-    assert_true(tensor_write(cpu, seed, (float[]){1}, &err));
+    assert_true(tensor_write(on, r.target, r.target_values, &err));
+    assert_true(tensor_write(on, seed, (float[]){1}, &err));
     assert_true(plan_run(p, &err));
     checkpoint_part part = strncmp(key, "unet/", 5) == 0 ? CHECKPOINT_UNET : CHECKPOINT_TEXT_ENCODER;
     const adapter_module *m = adapter_find_module(a, part, strchr(key, '/') + 1);
@@ -327,5 +332,12 @@ int main(void) {
         cmocka_unit_test(test_no_trace),
         cmocka_unit_test(test_gradients),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    device_name = "cpu";
+    int failed = cmocka_run_group_tests_name("cpu", tests, setup, teardown);
+    device_name = getenv("VULORA_TEST_GPU") ? getenv("VULORA_TEST_GPU") : "llvmpipe";
+    error err;
+    device *vulkan = device_open(device_name, "fp32", 0, &err);
+    device_close(vulkan);
+    if (!vulkan) print_message("skipped on Vulkan: %s\n", err.text);
+    return vulkan ? failed + cmocka_run_group_tests_name("vulkan", tests, setup, teardown) : failed;
 }

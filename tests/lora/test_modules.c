@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 enum { ROWS = 463 };
@@ -99,13 +100,16 @@ static void test_spellings(void **state) {
         {"unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora_A.weight", Q, "lora_down.weight", ADAPTER_DOTTED},
         {"unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora.up.weight", Q, "lora_up.weight", ADAPTER_DOTTED},
         {"down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora_B.weight", Q, "lora_up.weight", ADAPTER_DOTTED},
-        {"base_model.model.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora_magnitude_vector", Q, "dora_scale", ADAPTER_DOTTED},
-        {"unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.processor.to_q_lora.down.weight", Q, "lora_down.weight", ADAPTER_PROCESSOR},
+        {"base_model.model.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora_magnitude_vector", Q, "dora_scale",
+         ADAPTER_DOTTED},
+        {"unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.processor.to_q_lora.down.weight", Q, "lora_down.weight",
+         ADAPTER_PROCESSOR},
         {"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.up.weight", O, "lora_up.weight", ADAPTER_PROCESSOR},
         {"text_encoder.text_model.encoder.layers.7.self_attn.k_proj.lora_linear_layer.down.weight", K, "lora_down.weight", ADAPTER_DOTTED},
         {"text_encoder.encoder.layers.7.self_attn.k_proj.lora_linear_layer.up.weight", K, "lora_up.weight", ADAPTER_DOTTED},
         {"text_encoder.text_model.encoder.layers.7.self_attn.to_k_lora.down.weight", K, "lora_down.weight", ADAPTER_PROCESSOR},
         {"base_model.model.text_model.encoder.layers.7.self_attn.k_proj.lora_A.weight", K, "lora_down.weight", ADAPTER_DOTTED},
+        {"diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_q.lora_up.weight", Q, "lora_up.weight", ADAPTER_DOTTED},
         {"encoder.layers.7.self_attn.k_proj.lora_A.weight", K, "lora_down.weight", ADAPTER_DOTTED},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -1,0 +1,322 @@
+/* Files that cannot be used, or only in part: each refused or reported by name. */
+#include "lora/adapter.h"
+#include "lora/stack.h"
+#include "tests/formats/temporary_folder.h"
+#include "tests/lora/memory_model.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+static checkpoint model;
+static module_table *table;
+static device *cpu;
+static char folder[PATH_SIZE];
+static float values[200000]; /* what tensors of test files hold */
+
+static int setup(void **state) {
+    (void)state;
+    error err;
+    memory_model_sd15(&model, 16); /* 320 -> 20, 768 -> 48, 1280 -> 80 */
+    table = module_table_create(&model, &err);
+    cpu = device_open("cpu", "fp32", 1, &err);
+    for (int i = 0; i < 200000; i++) values[i] = (float)(i % 7) * 0.1f;
+    return table && cpu ? temporary_folder_make(folder) : -1;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    module_table_free(table);
+    memory_model_free(&model);
+    device_close(cpu);
+    temporary_folder_remove(folder);
+    return 0;
+}
+
+static const char *in_folder(const char *name) {
+    static char path[2 * PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return path;
+}
+
+/* ---- Files made of a few tensors ---- */
+
+typedef struct item {
+    const char *name;
+    int rank;
+    int64_t dims[4];
+    dtype type;        /* F32 is 0 */
+    const float *data; /* NULL: `values` */
+} item;
+
+enum { ITEMS = 8 };
+
+typedef struct bad_file {
+    item items[ITEMS];
+    safetensors_pair metadata;
+    const char *says[3]; /* what the message must name, beside the file */
+} bad_file;
+
+static void write_items(const char *path, const item *items, safetensors_pair metadata) {
+    safetensors_writer w = {0};
+    error err;
+    void *blocks[ITEMS] = {0};
+    for (int i = 0; i < ITEMS && items[i].name; i++) {
+        size_t n = 1;
+        for (int j = 0; j < items[i].rank; j++) n *= (size_t)items[i].dims[j];
+        const float *data = items[i].data ? items[i].data : values;
+        bool ok;
+        if (items[i].type == DTYPE_I64 || items[i].type == DTYPE_I8) {
+            blocks[i] = memory_new(n + 1, 8);
+            ok = safetensors_writer_add(&w, items[i].name, items[i].type, items[i].rank, items[i].dims, blocks[i], &err);
+        } else {
+            ok = safetensors_writer_add_f32(&w, items[i].name, items[i].type, items[i].rank, items[i].dims, data, &err);
+        }
+        if (!ok) fail_msg("%s", err.text);
+    }
+    if (metadata.key) safetensors_writer_metadata(&w, metadata.key, metadata.value);
+    if (!safetensors_writer_write(&w, path, &err)) fail_msg("%s", err.text);
+    safetensors_writer_free(&w);
+    for (int i = 0; i < ITEMS; i++) free(blocks[i]);
+}
+
+#define Q "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+#define K "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+#define C "lora_unet_mid_block_resnets_0_conv1"
+#define T "lora_te_text_model_encoder_layers_3_mlp_fc1"
+#define DOWN ".lora_down.weight"
+#define UP ".lora_up.weight"
+/* The tensors of a LoRA that fits module Q. */
+#define GOOD_DOWN \
+    { Q DOWN, 2, {4, 80}, DTYPE_F16, NULL }
+#define GOOD_UP \
+    { Q UP, 2, {80, 4}, DTYPE_F16, NULL }
+
+static const float not_a_number[400] = {[7] = NAN}, infinite[400] = {[390] = INFINITY}, zero[1] = {0}, infinity_one[1] = {INFINITY};
+
+static const bad_file BAD[] = {
+    /* other sizes and shapes */
+    {{{Q DOWN, 2, {4, 320}, 0, NULL}, {Q UP, 2, {80, 4}, 0, NULL}}, {0}, {Q, "[4, 320]", "[80, 80]"}},
+    {{{Q DOWN, 2, {4, 80}, 0, NULL}, {Q UP, 2, {320, 4}, 0, NULL}}, {0}, {Q, "[320, 4]", "another model size"}},
+    {{{Q DOWN, 2, {4, 80}, 0, NULL}, {Q UP, 2, {80, 8}, 0, NULL}}, {0}, {Q, "rank", "8"}},
+    {{{Q DOWN, 2, {0, 80}, 0, NULL}, {Q UP, 2, {80, 0}, 0, NULL}}, {0}, {Q, "rank", "0"}},
+    {{{Q DOWN, 1, {320}, 0, NULL}, GOOD_UP}, {0}, {Q, "[320]", NULL}},
+    {{{Q DOWN, 3, {4, 80, 1}, 0, NULL}, GOOD_UP}, {0}, {Q, "[4, 80, 1]", NULL}},
+    {{{C DOWN, 4, {4, 80, 1, 1}, 0, NULL}, {C UP, 4, {80, 4, 1, 1}, 0, NULL}}, {0}, {C, "[4, 80, 1, 1]", "[80, 80, 3, 3]"}},
+    {{{Q DOWN, 4, {4, 80, 3, 3}, 0, NULL}, {Q UP, 4, {80, 4, 1, 1}, 0, NULL}}, {0}, {Q, "[4, 80, 3, 3]", NULL}},
+    {{{C DOWN, 4, {4, 80, 1, 1}, 0, NULL}, {C UP, 4, {80, 4, 1, 1}, 0, NULL}, {C ".lora_mid.weight", 4, {4, 5, 3, 3}, 0, NULL}},
+     {0},
+     {C, "lora_mid", "[4, 5, 3, 3]"}},
+    /* values */
+    {{{Q DOWN, 2, {4, 80}, 0, not_a_number}, GOOD_UP}, {0}, {Q DOWN, "NaN", NULL}},
+    {{{Q DOWN, 2, {4, 80}, 0, NULL}, {Q UP, 2, {80, 4}, DTYPE_BF16, not_a_number}}, {0}, {Q UP, "NaN", NULL}},
+    {{{Q DOWN, 2, {5, 80}, 0, infinite}, {Q UP, 2, {80, 5}, 0, NULL}}, {0}, {Q DOWN, "infinity", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".alpha", 0, {0}, 0, infinity_one}}, {0}, {Q ".alpha", "infinity", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".alpha", 1, {2}, 0, NULL}}, {0}, {Q ".alpha", "one number", NULL}},
+    {{{Q DOWN, 2, {4, 80}, DTYPE_I8, NULL}, GOOD_UP}, {0}, {Q DOWN, "I8", NULL}},
+    /* parts */
+    {{GOOD_DOWN}, {0}, {Q, "lora_up.weight", NULL}},
+    {{GOOD_UP, {Q ".alpha", 0, {0}, 0, NULL}}, {0}, {Q, "lora_down.weight", NULL}},
+    {{{Q ".alpha", 0, {0}, 0, NULL}}, {0}, {Q, "unknown set of parts", "alpha"}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".lora_sideways.weight", 2, {4, 4}, 0, NULL}}, {0}, {Q, "lora_sideways.weight", "LoRA"}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".lora_A.weight", 2, {4, 80}, 0, NULL}}, {0}, {Q, "twice", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"lora_unet_middle_block_1_transformer_blocks_0_attn2_to_q" DOWN, 2, {4, 80}, 0, NULL}},
+     {0},
+     {"twice", "middle_block_1", NULL}},
+    /* other kinds */
+    {{{Q ".hada_w1_a", 2, {80, 4}, 0, NULL}, {Q ".hada_w1_b", 2, {4, 80}, 0, NULL}}, {0}, {"LoHa", Q, "LoRA and LoCon only"}},
+    {{{Q ".lokr_w1", 2, {8, 8}, 0, NULL}, {Q ".lokr_w2", 2, {10, 10}, 0, NULL}}, {0}, {"LoKr", Q, NULL}},
+    {{{Q ".weight", 1, {80}, 0, NULL}, {Q ".on_input", 0, {0}, 0, NULL}}, {0}, {"(IA)^3", Q, NULL}},
+    {{{Q ".diff", 2, {80, 80}, 0, NULL}}, {0}, {"full difference", Q, NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"lora_unet_mid_block_resnets_0_norm1.w_norm", 1, {80}, 0, NULL}}, {0}, {"norm", "norm1", NULL}},
+    {{{Q ".a1.weight", 2, {80, 4}, 0, NULL}}, {0}, {"GLoRA", Q, NULL}},
+    {{{Q ".oft_blocks", 3, {8, 10, 10}, 0, NULL}}, {0}, {"OFT", Q, NULL}},
+    {{{Q ".oft_blocks", 4, {2, 8, 10, 10}, 0, NULL}}, {0}, {"BOFT", Q, NULL}},
+    {{{Q ".q_layer.weight", 2, {4, 80}, 0, NULL}}, {0}, {"T-LoRA", Q, NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".dora_scale", 2, {1, 80}, 0, NULL}}, {0}, {"DoRA", Q, NULL}},
+    /* other models */
+    {{{K DOWN, 2, {4, 2048}, 0, NULL}, {K UP, 2, {80, 4}, 0, NULL}}, {0}, {"SDXL", "2048", NULL}},
+    {{{K DOWN, 2, {4, 1024}, 0, NULL}, {K UP, 2, {80, 4}, 0, NULL}}, {0}, {"Stable Diffusion 2", "1024", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"lora_te2_text_model_encoder_layers_0_mlp_fc1" DOWN, 2, {4, 1280}, 0, NULL}}, {0}, {"SDXL", "lora_te2_", NULL}},
+    {{{"lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q" DOWN, 2, {4, 640}, 0, NULL}}, {0}, {"SDXL", NULL, NULL}},
+    {{{"lora_unet_double_blocks_0_img_attn_proj" DOWN, 2, {4, 30}, 0, NULL}}, {0}, {"Flux", NULL, NULL}},
+    {{{"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", 2, {4, 30}, 0, NULL}}, {0}, {"Flux", NULL, NULL}},
+    {{{"transformer.transformer_blocks.0.attn.to_q.lora_A.weight", 2, {4, 30}, 0, NULL}}, {0}, {"Stable Diffusion 3", NULL, NULL}},
+    {{GOOD_DOWN, GOOD_UP}, {"ss_base_model_version", "sdxl_base_v1-0"}, {"SDXL", "ss_base_model_version", NULL}},
+    {{GOOD_DOWN, GOOD_UP}, {"ss_v2", "True"}, {"Stable Diffusion 2", NULL, NULL}},
+    {{GOOD_DOWN, GOOD_UP}, {"lora_adapter_metadata", "[1"}, {"lora_adapter_metadata", NULL, NULL}},
+    /* no adapters at all */
+    {{{"model.diffusion_model.input_blocks.0.0.weight", 4, {20, 4, 3, 3}, 0, NULL}}, {0}, {"model", "not an adapter", NULL}},
+    {{{"decoder.conv_in.weight", 4, {8, 4, 3, 3}, 0, NULL}}, {0}, {"not an adapter", "--vae", NULL}},
+    {{{"emb_params", 2, {3, 768}, 0, NULL}}, {0}, {"textual inversion", NULL, NULL}},
+    {{{"<my-cat>", 1, {768}, 0, NULL}}, {0}, {"textual inversion", NULL, NULL}},
+    {{{"something.else", 2, {4, 4}, 0, NULL}, {"more", 2, {4, 4}, 0, NULL}}, {0}, {"no tensor in it", "more", NULL}},
+    {{{"lora_unet_unknown" DOWN, 2, {4, 4}, 0, NULL}, {"lora_unet_unknown" UP, 2, {4, 4}, 0, NULL}},
+     {0},
+     {"nothing in it fits", "lora_unet_unknown", NULL}},
+    {{{0}}, {"empty", "yes"}, {"no tensors", NULL, NULL}},
+};
+
+static void test_bad_files(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        error err = {0};
+        write_items(in_folder("bad.safetensors"), BAD[i].items, BAD[i].metadata);
+        adapter_report report = {0};
+        adapter *a = adapter_load(in_folder("bad.safetensors"), table, cpu, i % 2, &report, &err);
+        if (a) fail_msg("case %zu (%s) was accepted", i, BAD[i].says[0]);
+        if (!strstr(err.text, "bad.safetensors")) fail_msg("case %zu: \"%s\" does not name the file", i, err.text);
+        for (int j = 0; j < 3 && BAD[i].says[j]; j++)
+            if (!strstr(err.text, BAD[i].says[j])) fail_msg("case %zu: \"%s\" does not say %s", i, err.text, BAD[i].says[j]);
+        assert_int_equal(report.unapplied_count, 0);
+    }
+}
+
+/* ---- Files that are no safetensors, folders ---- */
+
+static void write_text(const char *path, const char *text, size_t size) {
+    error err;
+    if (!file_write_all(path, text, size, &err)) fail_msg("%s", err.text);
+}
+
+static void assert_refused(const char *path, const char *says) {
+    error err = {0};
+    adapter *a = adapter_load(path, table, cpu, false, NULL, &err);
+    if (a) fail_msg("%s was accepted", path);
+    if (!strstr(err.text, says)) fail_msg("\"%s\" does not say %s", err.text, says);
+}
+
+static void test_bad_containers(void **state) {
+    (void)state;
+    assert_refused(in_folder("missing.safetensors"), "missing.safetensors");
+    write_text(in_folder("empty.safetensors"), "", 0);
+    assert_refused(in_folder("empty.safetensors"), "empty.safetensors");
+    write_text(in_folder("short.safetensors"), "\x40\0\0\0\0\0\0\0{\"a\":1}", 15);
+    assert_refused(in_folder("short.safetensors"), "short.safetensors");
+    write_text(in_folder("pickle.pt"), "PK\3\4 a zip of pickles", 21);
+    assert_refused(in_folder("pickle.pt"), "pickle.pt");
+}
+
+static void test_bad_folders(void **state) {
+    (void)state;
+    static const item good[ITEMS] = {{"base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", 4, {2, 80, 1, 1}, 0, NULL},
+                                     {"base_model.model.mid_block.attentions.0.proj_in.lora_B.weight", 4, {80, 2, 1, 1}, 0, NULL}};
+    assert_int_equal(mkdir(in_folder("folder"), 0700), 0);
+    assert_refused(in_folder("folder"), "without an adapter");
+    write_text(in_folder("folder/adapter_config.json"), "{\"lora_alpha\": \"four\"}", 22);
+    assert_refused(in_folder("folder"), "adapter_model.safetensors");
+    write_items(in_folder("folder/adapter_model.safetensors"), good, (safetensors_pair){0});
+    assert_refused(in_folder("folder"), "lora_alpha");
+    write_text(in_folder("folder/adapter_config.json"), "[1, 2]", 6);
+    assert_refused(in_folder("folder"), "adapter_config.json");
+    write_text(in_folder("folder/adapter_config.json"), "{", 1);
+    assert_refused(in_folder("folder"), "adapter_config.json");
+    write_text(in_folder("folder/adapter_config.json"), "{\"lora_alpha\": 4}", 17);
+    adapter *a = adapter_load(in_folder("folder"), table, cpu, false, NULL, NULL);
+    assert_non_null(a);
+    assert_true(a->modules[0].scale == 2);
+    adapter_free(a);
+}
+
+/* ---- Files that fit in part ---- */
+
+static void test_report(void **state) {
+    (void)state;
+    static const item items[ITEMS] = {
+        GOOD_DOWN,
+        GOOD_UP,
+        {T DOWN, 2, {4, 48}, DTYPE_BF16, NULL},
+        {T UP, 2, {192, 4}, 0, NULL},
+        {"lora_unet_mid_block_attentions_9_proj_in" DOWN, 2, {4, 48}, 0, NULL},
+        {"lora_unet_mid_block_attentions_9_proj_in" UP, 2, {48, 4}, 0, NULL},
+        {"bundle_emb.word.string_to_param.*", 2, {2, 48}, 0, NULL},
+    };
+    error err;
+    adapter_report report;
+    write_items(in_folder("part.safetensors"), items, (safetensors_pair){0});
+    adapter *a = adapter_load(in_folder("part.safetensors"), table, cpu, false, &report, &err);
+    if (!a) fail_msg("%s", err.text);
+    assert_int_equal(report.applied, 2);
+    assert_int_equal(report.total, 3);
+    assert_int_equal(report.unapplied_count, 2);
+    assert_string_equal(report.unapplied[0], "lora_unet_mid_block_attentions_9_proj_in");
+    assert_string_equal(report.unapplied[1], "bundle_emb.word.string_to_param.*");
+    char text[400];
+    adapter_report_text(&report, "F", 1, text, sizeof text);
+    assert_string_equal(text, "F: 2 of 3 modules applied; without effect: lora_unet_mid_block_attentions_9_proj_in and 1 more");
+    adapter_report_text(&report, "F", 9, text, sizeof text);
+    assert_non_null(strstr(text, "proj_in, bundle_emb"));
+    adapter_report_text(&report, "F", 9, text, 20);
+    assert_int_equal(strlen(text), 19);
+    adapter_report_free(&report);
+    adapter_free(a);
+}
+
+/* No alpha and alpha 0: scale 1; alpha of [1] and of an integer type; `scale` counts before alpha. */
+static void test_scales(void **state) {
+    (void)state;
+    static const float six[1] = {6}, half[1] = {0.5f};
+    static const struct {
+        item alpha, scale;
+        double right;
+    } cases[] = {
+        {{0}, {0}, 1},
+        {{Q ".alpha", 0, {0}, 0, zero}, {0}, 1},
+        {{Q ".alpha", 0, {0}, 0, six}, {0}, 1.5},
+        {{Q ".alpha", 1, {1}, DTYPE_F16, six}, {0}, 1.5},
+        {{Q ".alpha", 0, {0}, DTYPE_I64, NULL}, {0}, 1},
+        {{Q ".alpha", 0, {0}, 0, six}, {Q ".scale", 0, {0}, 0, half}, 0.5},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        item items[ITEMS] = {GOOD_DOWN, GOOD_UP, cases[i].alpha, cases[i].scale};
+        write_items(in_folder("scale.safetensors"), items, (safetensors_pair){0});
+        adapter *a = adapter_load(in_folder("scale.safetensors"), table, cpu, false, NULL, NULL);
+        assert_non_null(a);
+        assert_true(a->modules[0].scale == cases[i].right);
+        adapter_free(a);
+    }
+}
+
+/* ---- --lora ---- */
+
+static void test_specs(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *path;
+        double unet, text_encoder;
+    } good[] = {
+        {"a.safetensors", "a.safetensors", 1, 1},
+        {"a.safetensors:0.8", "a.safetensors", 0.8, 0.8},
+        {"a.safetensors:0.8:0", "a.safetensors", 0.8, 0},
+        {"a:-1:2.5e-1", "a", -1, 0.25},
+    };
+    adapter_spec spec;
+    error err;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_true(adapter_spec_parse(good[i].text, &spec, &err));
+        assert_string_equal(spec.path, good[i].path);
+        assert_true(spec.unet_weight == (float)good[i].unet && spec.text_weight == (float)good[i].text_encoder);
+        free(spec.path);
+    }
+    static const char *const bad[] = {"", "a.safetensors:strong", "a:nan", "a:", "a:0.5:", "a:1:2:3"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_false(adapter_spec_parse(bad[i], &spec, &err));
+        assert_non_null(strstr(err.text, "--lora"));
+    }
+    write_text(in_folder("odd:0.5"), "x", 1);
+    assert_true(adapter_spec_parse(in_folder("odd:0.5"), &spec, &err));
+    assert_string_equal(spec.path, in_folder("odd:0.5"));
+    free(spec.path);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bad_files), cmocka_unit_test(test_bad_containers), cmocka_unit_test(test_bad_folders),
+        cmocka_unit_test(test_report),    cmocka_unit_test(test_scales),         cmocka_unit_test(test_specs),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

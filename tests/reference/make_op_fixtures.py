@@ -1,0 +1,202 @@
+"""Makes tests/fixtures/ops.safetensors with PyTorch.
+
+    python tests/reference/make_op_fixtures.py
+
+The list of cases that tests/ops/test_ops.c runs. A case is "<op>/<number>"; `args` are its sizes and flags, in the order of the function that
+makes it below. Inputs are not stored: the test makes them by the same formula (multiples of 1/256 in [-1, 1), exact in fp16 and bf16 too).
+Results are computed in float64 with autograd; of large ones a sample is stored (every step-th element, see `sampled`). Channels-last.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import save_file
+
+OUT = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "ops.safetensors"
+SAMPLES = 256
+# Which input it is; the stream of its random numbers.
+X, W, BIAS, RESIDUAL, SHIFT, GAMMA, BETA, Q, K, V, DY, TARGET = range(12)
+
+
+def mix(x):
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def values(stream, *shape, scale=1.0, shift=0.0):
+    """vulora's random_bits(1, stream, i), nine bits of it."""
+    with np.errstate(over="ignore"):
+        seed = mix(mix(np.array([1], np.uint64)) ^ np.uint64(stream))
+        bits = mix(seed ^ np.arange(int(np.prod(shape)), dtype=np.uint64))
+    v = (bits >> np.uint64(55)).astype(np.float64) / 256 - 1
+    return torch.tensor(v.reshape(shape) * scale + shift, requires_grad=True)
+
+
+def sampled(t):
+    v = t.detach().numpy().reshape(-1)
+    step = max(1, v.size // SAMPLES) | 1
+    while math.gcd(step, t.shape[-1]) > 1:  # all channels get their turn
+        step += 2
+    return v[::step].astype(np.float32)
+
+
+def differentiate(y, dy_scale, **inputs):
+    dy = values(DY, *y.shape, scale=dy_scale)
+    y.backward(dy)
+    return {"y": y, **{"d" + name: t.grad for name, t in inputs.items() if t is not None}}
+
+
+def nchw(x):
+    return x.permute(0, 3, 1, 2)
+
+
+def nhwc(x):
+    return x.permute(0, 2, 3, 1)
+
+
+def linear(m, k, n, has_bias, has_residual, scale256):
+    x, w = values(X, m, k), values(W, n, k)
+    bias = values(BIAS, n) if has_bias else None
+    residual = values(RESIDUAL, m, n) if has_residual else None
+    y = scale256 / 256 * (x @ w.T)
+    y = y + bias if has_bias else y
+    y = y + residual if has_residual else y
+    return differentiate(y, 1, x=x, w=w, residual=residual)
+
+
+def conv2d(n, h, w, c, o, kernel, stride, before, after, has_bias, has_residual, has_shift):
+    x, weight = values(X, n, h, w, c), values(W, kernel * kernel, o, c)
+    y = F.pad(nchw(x), (before, after, before, after))
+    y = nhwc(F.conv2d(y, weight.permute(1, 2, 0).reshape(o, c, kernel, kernel), stride=stride))
+    residual = values(RESIDUAL, *y.shape) if has_residual else None
+    shift = values(SHIFT, n, o) if has_shift else None
+    y = y + values(BIAS, o) if has_bias else y
+    y = y + residual if has_residual else y
+    y = y + shift[:, None, None] if has_shift else y
+    return differentiate(y, 1, x=x, w=weight, residual=residual, shift=shift)
+
+
+def group_norm(n, h, w, c, groups, silu, mean256):
+    x = values(X, n, h, w, c, shift=mean256 / 256)
+    y = nhwc(F.group_norm(nchw(x), groups, values(GAMMA, c, shift=1.0), values(BETA, c), 1e-5))
+    return differentiate(F.silu(y) if silu else y, 1, x=x)
+
+
+def layer_norm(rows, c, mean256):
+    x = values(X, rows, c, shift=mean256 / 256)
+    return differentiate(F.layer_norm(x, (c,), values(GAMMA, c, shift=1.0), values(BETA, c), 1e-5), 1, x=x)
+
+
+def attention(n, tq, tk, heads, width, causal, scale):
+    """scale: of the inputs; large ones make sharp softmaxes."""
+    c = heads * width
+    q, k, v = values(Q, n, tq, c, scale=scale), values(K, n, tk, c, scale=scale), values(V, n, tk, c, scale=scale)
+    split = lambda x: x.reshape(n, -1, heads, width).transpose(1, 2)
+    s = split(q) @ split(k).transpose(2, 3) / width**0.5
+    if causal:
+        s = s.masked_fill(torch.ones(tq, tk, dtype=torch.bool).triu(1), -torch.inf)
+    y = (s.softmax(-1) @ split(v)).transpose(1, 2).reshape(n, tq, c)
+    return differentiate(y, 1, q=q, k=k, v=v)
+
+
+def attention_self(n, tokens, heads, width, causal):
+    """The same tensor for queries, keys and values: three gradients add up."""
+    x = values(X, n, tokens, heads * width)
+    split = lambda x: x.reshape(n, -1, heads, width).transpose(1, 2)
+    y = F.scaled_dot_product_attention(split(x), split(x), split(x), is_causal=bool(causal))
+    return differentiate(y.transpose(1, 2).reshape(n, tokens, -1), 1, x=x)
+
+
+def activation(kind, count, scale):
+    x = values(X, count, scale=scale)
+    y = (F.silu(x), F.gelu(x), x * torch.sigmoid(1.702 * x))[kind]
+    return differentiate(y, 1, x=x)
+
+
+def geglu(rows, c, scale):
+    x = values(X, rows, 2 * c, scale=scale)
+    value, gate = x.chunk(2, -1)
+    return differentiate(value * F.gelu(gate), 1, x=x)
+
+
+def add(count):
+    a, b = values(X, count), values(RESIDUAL, count)
+    return differentiate(a + b, 1, x=a, residual=b)
+
+
+def concat(rows, a, b):
+    x, y = values(X, rows, a), values(RESIDUAL, rows, b)
+    return differentiate(torch.cat([x, y], -1), 1, x=x, residual=y)
+
+
+def upsample(n, h, w, c, oh, ow):
+    x = values(X, n, h, w, c)
+    return differentiate(nhwc(F.interpolate(nchw(x), size=(oh, ow), mode="nearest")), 1, x=x)
+
+
+def sum_pixels(n, pixels, c):
+    return {"y": values(X, n, pixels, c).sum(1)}
+
+
+def mse(count):
+    x = values(X, count)
+    return differentiate(F.mse_loss(x, values(TARGET, count)).reshape(1), count, x=x)
+
+
+CASES = {
+    linear: [
+        (1, 1, 1, 0, 0, 256), (1, 5, 3, 1, 0, 256), (7, 33, 17, 1, 1, 256), (154, 48, 20, 0, 1, 128), (64, 64, 64, 1, 0, 256),
+        (231, 40, 4, 0, 0, 256), (231, 4, 40, 0, 1, 192), (130, 320, 96, 1, 1, 256), (3, 1281, 130, 1, 0, 256), (300, 16, 1, 1, 1, 64),
+        (2, 1100, 1000, 1, 1, 256), (2500, 24, 40, 0, 0, 256),
+    ],
+    conv2d: [
+        (1, 8, 8, 4, 8, 3, 1, 1, 1, 1, 0, 0), (3, 5, 7, 3, 6, 3, 1, 1, 1, 1, 1, 1), (1, 9, 13, 12, 20, 3, 2, 1, 1, 1, 0, 0),
+        (3, 9, 13, 8, 5, 3, 2, 0, 1, 1, 0, 0), (2, 8, 6, 16, 16, 3, 2, 0, 1, 0, 1, 0), (1, 1, 1, 8, 8, 3, 1, 1, 1, 1, 1, 1),
+        (2, 6, 1, 5, 4, 3, 1, 1, 1, 0, 0, 1), (1, 1, 7, 4, 4, 3, 2, 1, 1, 1, 0, 0), (3, 4, 5, 7, 9, 1, 1, 0, 0, 1, 1, 1),
+        (1, 17, 16, 36, 33, 3, 1, 1, 1, 0, 0, 0), (2, 16, 16, 64, 32, 3, 1, 1, 1, 1, 1, 1), (2, 7, 7, 6, 4, 1, 2, 0, 0, 1, 0, 0),
+        (1, 31, 30, 4, 4, 3, 1, 1, 1, 1, 0, 0), (1, 6, 6, 1, 1, 3, 1, 1, 1, 1, 1, 0), (1, 12, 12, 8, 130, 3, 1, 1, 1, 1, 0, 1),
+        (1, 96, 96, 60, 4, 3, 1, 1, 1, 1, 0, 0), (1, 96, 96, 4, 60, 3, 1, 1, 1, 1, 1, 0), (2, 3, 2, 700, 690, 3, 1, 1, 1, 1, 0, 1),
+    ],
+    group_norm: [
+        (1, 4, 4, 8, 4, 0, 0), (3, 5, 7, 12, 3, 1, 0), (1, 1, 1, 16, 2, 1, 0), (2, 9, 13, 64, 32, 1, 128), (3, 1, 5, 32, 32, 0, 0),
+        (1, 33, 31, 20, 4, 1, 512), (1, 64, 64, 16, 2, 0, 1024), (2, 3, 3, 30, 1, 1, 0), (1, 70, 61, 96, 8, 1, 256),
+    ],
+    layer_norm: [(1, 8, 0), (77, 64, 0), (3, 1, 0), (231, 33, 256), (5, 1280, 512), (130, 320, 64)],
+    attention: [
+        (1, 8, 8, 1, 8, 0, 1), (3, 7, 5, 2, 8, 0, 2), (1, 65, 77, 2, 40, 0, 1), (2, 150, 77, 1, 40, 0, 1), (1, 150, 150, 1, 64, 0, 2),
+        (3, 77, 77, 2, 64, 1, 1), (1, 77, 77, 1, 80, 1, 2), (1, 33, 33, 1, 160, 0, 1), (2, 9, 154, 2, 80, 0, 1), (1, 1, 1, 1, 8, 0, 1),
+        (1, 1, 77, 2, 40, 0, 1), (1, 130, 130, 1, 160, 0, 1), (1, 20, 20, 1, 512, 0, 1), (1, 40, 33, 1, 7, 0, 2), (1, 65, 65, 3, 4, 1, 8),
+        (1, 300, 154, 1, 12, 0, 1), (1, 33, 40, 2, 16, 0, 16),
+    ],
+    attention_self: [(2, 35, 2, 8, 0), (1, 77, 1, 64, 1)],
+    activation: [(kind, count, scale) for kind in range(3) for count, scale in ((1, 1), (1000, 4), (4099, 8), (9000, 1))],
+    geglu: [(1, 1, 1), (7, 33, 4), (77, 64, 2), (130, 20, 8)],
+    add: [(1,), (1001,), (9000,)],
+    concat: [(1, 1, 1), (15, 8, 4), (117, 33, 20), (64, 64, 32), (9, 3, 130)],
+    upsample: [
+        (1, 4, 4, 8, 8, 8), (3, 5, 7, 6, 10, 14), (1, 5, 7, 4, 9, 13), (2, 1, 1, 5, 2, 2), (1, 2, 3, 4, 3, 5), (1, 3, 1, 1, 5, 1),
+        (1, 6, 6, 4, 6, 6), (1, 7, 11, 3, 20, 31),
+    ],
+    sum_pixels: [(1, 1, 1), (3, 35, 20), (2, 1024, 8), (1, 117, 33)],
+    mse: [(1,), (35,), (5000,), (70000,)],
+}
+
+
+def main():
+    out = {}
+    for make, cases in CASES.items():
+        for i, args in enumerate(cases):
+            name = f"{make.__name__}/{i}/"
+            out[name + "args"] = np.array(args, np.float32)
+            out.update({name + key: sampled(t) for key, t in make(*args).items()})
+    save_file(out, OUT)
+    print(OUT, OUT.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
