@@ -279,7 +279,10 @@ static int run(training *t, error *err) {
     progress_end(&t->progress);
     if (result == TRAIN_FAILED) return terminal_fail(err);
     if (result == TRAIN_DONE) return EXIT_DONE;
-    terminal_say("stopped; the same command with --resume goes on from here");
+    if (result == TRAIN_STOPPED_EARLY)
+        terminal_say("stopped before the first step; nothing was written, the same command begins again");
+    else
+        terminal_say("stopped; the same command with --resume goes on from here");
     return EXIT_INTERRUPTED;
 }
 

@@ -23,7 +23,7 @@ tensor *layer_conv2d_padded(const layer_scope *s, tensor *x, tensor *residual, t
 tensor *layer_group_norm(const layer_scope *s, tensor *x, int groups, float eps, bool silu, const char *name);
 tensor *layer_layer_norm(const layer_scope *s, tensor *x, float eps, const char *name);
 
-/* path_join(buffer, "down_blocks.0", ".resnets.%d", i): module paths without allocation. Returns buffer. */
+/* module_path_format(&p, "%s.resnets.%d", block, i): module paths without allocation. Returns p->text. */
 typedef struct module_path {
     char text[160];
 } module_path;

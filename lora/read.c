@@ -43,6 +43,18 @@ static bool check_context_width(const adapter_file *file, const module_table *ta
     return true;
 }
 
+/* Also of what does not fit: NaN in part of a file means that the training that wrote it had broken down. */
+static bool check_finite(const adapter_file *file, const safetensors_tensor *t, error *err) {
+    if (safetensors_first_nonfinite(t->data, t->type, t->elements) == t->elements) return true;
+    return error_set(err, "%s: tensor %s has NaN or infinity in it: the training that wrote it had broken down", file->path, t->name);
+}
+
+static bool check_group_finite(const adapter_file *file, const adapter_group *g, error *err) {
+    for (int i = 0; i < g->count; i++)
+        if (!check_finite(file, g->parts[i].tensor, err)) return false;
+    return true;
+}
+
 static void report_add(adapter_report *report, const char *name) {
     report->unapplied = memory_grow(report->unapplied, (size_t)report->unapplied_count + 1, sizeof *report->unapplied);
     report->unapplied[report->unapplied_count++] = memory_string(name);
@@ -52,6 +64,7 @@ static bool load_group(adapter *a, const adapter_file *file, const adapter_group
     const adapter_kind *kind;
     const module_info *info = module_table_find(a->table, g->module);
     report->total++;
+    if (!check_group_finite(file, g, err)) return false;
     if (!info && !adapter_kind_of(g)) {
         report_add(report, g->shown);
         return true;
@@ -73,7 +86,10 @@ static bool load_groups(adapter *a, const adapter_file *file, adapter_report *re
     a->modules = memory_new((size_t)file->group_count, sizeof *a->modules);
     for (int i = 0; i < file->group_count; i++)
         if (!load_group(a, file, &file->groups[i], report, err)) return false;
-    for (int i = 0; i < file->other_count; i++) report_add(report, file->others[i]->name);
+    for (int i = 0; i < file->other_count; i++) {
+        if (!check_finite(file, file->others[i], err)) return false;
+        report_add(report, file->others[i]->name);
+    }
     if (report->applied > 0) return true;
     const char *first = report->unapplied_count > 0 ? report->unapplied[0] : "none";
     if (report->total == 0)

@@ -10,7 +10,7 @@
 //    1 kn          b[tap * tap_b + k * ldb + n]                the same weights, backward-data
 //    2 gather      b[pixel(k, tap) * ldb + n]                  x of a convolution's weight gradient; k = output pixel, one tap per z
 //
-// Shape of the loop (prices in the AMD notes of README.md): the next tile is fetched into registers while the current one is multiplied
+// Shape of the loop (README.md has the reasons): the next tile is fetched into registers while the current one is multiplied
 // out of shared memory, one shared buffer, two barriers; no load is under a branch: addresses are clamped and what is outside becomes
 // zero on its way to shared memory. A thread computes TM x TN results as blocks of 4 x 4 that lie a part of the tile apart, so that all
 // shared reads are 16 bytes and neighbours.
@@ -63,7 +63,9 @@ const uint LB = BN * CHUNKS / THREADS;
 const uint PA = BM + 4, PB = BN + 4;
 const uint RT = BM / TM, CT = BN / TN;
 
-shared float sa[BK * PA], sb[BK * PB];
+// sa[k][m], then sb[k][n]; at the end results on their way out: 4 * RT rows of BN, for which it is large enough in all tiles in use.
+shared float tile[BK * (PA + PB)];
+const uint SB = BK * PA;
 
 vec4 ra[LA], rb[LB];       // the tile in flight
 bvec4 keep_a[LA], keep_b[LB];
@@ -168,19 +170,19 @@ void put()
         vec4 v = mix(vec4(0), ra[i], keep_a[i]);
         uint at = A_ROWS ? along_k(i) * PA + across(i) : column_k(i, BM) * PA + column_4(i, BM);
         uint next = A_ROWS ? PA : 1u;
-        sa[at] = v.x;
-        sa[at + next] = v.y;
-        sa[at + 2 * next] = v.z;
-        sa[at + 3 * next] = v.w;
+        tile[at] = v.x;
+        tile[at + next] = v.y;
+        tile[at + 2 * next] = v.z;
+        tile[at + 3 * next] = v.w;
     }
     [[unroll]] for (uint i = 0; i < LB; i++) {
         vec4 v = mix(vec4(0), rb[i], keep_b[i]);
         uint at = B_ROWS ? along_k(i) * PB + across(i) : column_k(i, BN) * PB + column_4(i, BN);
         uint next = B_ROWS ? PB : 1u;
-        sb[at] = v.x;
-        sb[at + next] = v.y;
-        sb[at + 2 * next] = v.z;
-        sb[at + 3 * next] = v.w;
+        tile[SB + at] = v.x;
+        tile[SB + at + next] = v.y;
+        tile[SB + at + 2 * next] = v.z;
+        tile[SB + at + 3 * next] = v.w;
     }
 }
 
@@ -188,36 +190,35 @@ void multiply(uint tr, uint tc)
 {
     for (uint k = 0; k < BK; k++) {
         float x[TM], y[TN];
-        [[unroll]] for (uint i = 0; i < TM; i++) x[i] = sa[k * PA + i / 4 * (RT * 4) + tr * 4 + i % 4];
-        [[unroll]] for (uint j = 0; j < TN; j++) y[j] = sb[k * PB + j / 4 * (CT * 4) + tc * 4 + j % 4];
+        [[unroll]] for (uint i = 0; i < TM; i++) x[i] = tile[k * PA + i / 4 * (RT * 4) + tr * 4 + i % 4];
+        [[unroll]] for (uint j = 0; j < TN; j++) y[j] = tile[SB + k * PB + j / 4 * (CT * 4) + tc * 4 + j % 4];
         [[unroll]] for (uint i = 0; i < TM; i++)
             [[unroll]] for (uint j = 0; j < TN; j++) acc[i][j] = fma(x[i], y[j], acc[i][j]);
     }
 }
 
-void store_4(uint m, uint n, uint base, vec4 v)
+// Four neighbours of row m from n on, or as many as there are.
+void store(uint m, uint n, uint base, vec4 v)
 {
-    uint at = base + m * p.ldc + n;
+    uint at = base + m * p.ldc + n, s = m / max(p.rows_per_image, 1u) * p.N + n;
     v *= p.scale;
-    if ((p.flags & 1u) != 0) v += vec4(bias[n], bias[n + 1], bias[n + 2], bias[n + 3]);
-    if ((p.flags & 2u) != 0) {
-        uint s = m / p.rows_per_image * p.N + n;
-        v += vec4(shift[s], shift[s + 1], shift[s + 2], shift[s + 3]);
+    if ((VECTORS & 4u) != 0) {
+        if ((p.flags & 1u) != 0) v += vec4(bias[n], bias[n + 1], bias[n + 2], bias[n + 3]);
+        if ((p.flags & 2u) != 0) v += vec4(shift[s], shift[s + 1], shift[s + 2], shift[s + 3]);
+        if ((p.flags & 4u) != 0) v += vec4(residual4[at / 4]);
+        if ((p.flags & 8u) != 0) v += vec4(c4[at / 4]);
+        c4[at / 4] = T2_4(v);
+    } else {
+        uint count = min(4, p.N - n);
+        for (uint j = 0; j < count; j++) {
+            float f = v[j];
+            if ((p.flags & 1u) != 0) f += bias[n + j];
+            if ((p.flags & 2u) != 0) f += float(shift[s + j]);
+            if ((p.flags & 4u) != 0) f += float(residual[at + j]);
+            if ((p.flags & 8u) != 0) f += float(c[at + j]);
+            c[at + j] = T2(f);
+        }
     }
-    if ((p.flags & 4u) != 0) v += vec4(residual4[at / 4]);
-    if ((p.flags & 8u) != 0) v += vec4(c4[at / 4]);
-    c4[at / 4] = T2_4(v);
-}
-
-void store_1(uint m, uint n, uint base, float v)
-{
-    uint at = base + m * p.ldc + n;
-    v *= p.scale;
-    if ((p.flags & 1u) != 0) v += bias[n];
-    if ((p.flags & 2u) != 0) v += float(shift[m / p.rows_per_image * p.N + n]);
-    if ((p.flags & 4u) != 0) v += float(residual[at]);
-    if ((p.flags & 8u) != 0) v += float(c[at]);
-    c[at] = T2(v);
 }
 
 void main()
@@ -228,46 +229,42 @@ void main()
         [[unroll]] for (uint j = 0; j < TN; j++) acc[i][j] = 0.0;
 
     uint per_tap = (p.K + BK - 1) / BK, steps = per_tap * p.taps;
-    uint share = (steps + p.splits - 1) / p.splits, first = z % p.splits * share, last = min(first + share, steps);
+    uint share = (steps + p.splits - 1) / p.splits, first = min(z % p.splits * share, steps), last = min(first + share, steps);
     uint tap = p.z_taps != 0 ? z / p.splits : first / per_tap;
     uint k0 = first % per_tap * BK;
 
     begin_rows(m0);
-    if (A_GATHER) begin_tap(m0, tap);
-    if (first < last) {
-        fetch(m0, n0, tap, k0);
-        put();
-    }
-    barrier();
-    for (uint s = first + 1; s <= last; s++) {
-        if (s < last) {
-            k0 += BK;
-            if (k0 >= p.K) {
-                k0 = 0;
-                tap++;
-                if (A_GATHER) begin_tap(m0, tap);
+    for (uint s = first;; s++) {
+        if (s < last) { // fetch step s while step s - 1 is multiplied
+            bool new_tap = s == first;
+            if (s > first) {
+                k0 += BK;
+                if (k0 >= p.K) {
+                    k0 = 0;
+                    tap++;
+                    new_tap = true;
+                }
             }
+            if (A_GATHER && new_tap) begin_tap(m0, tap);
             fetch(m0, n0, tap, k0);
         }
-        multiply(tr, tc);
+        if (s > first) multiply(tr, tc);
         barrier();
+        if (s >= last) break;
         put();
         barrier();
     }
 
-    uint base = z * p.c_stride;
-    [[unroll]] for (uint i = 0; i < TM; i++) {
-        uint m = m0 + i / 4 * (RT * 4) + tr * 4 + i % 4;
-        [[unroll]] for (uint h = 0; h < TN / 4; h++) {
-            uint n = n0 + h * (CT * 4) + tc * 4;
-            if (m < p.M && n < p.N) {
-                if ((VECTORS & 4u) != 0) {
-                    store_4(m, n, base, vec4(acc[i][h * 4], acc[i][h * 4 + 1], acc[i][h * 4 + 2], acc[i][h * 4 + 3]));
-                } else {
-                    [[unroll]] for (uint j = 0; j < 4; j++)
-                        if (n + j < p.N) store_1(m, n + j, base, acc[i][h * 4 + j]);
-                }
-            }
+    // Through shared memory, so that neighbouring threads write neighbouring elements.
+    [[unroll]] for (uint part = 0; part < TM / 4; part++) {
+        if (part > 0) barrier();
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            [[unroll]] for (uint j = 0; j < TN; j++)
+                tile[(tr * 4 + i) * BN + j / 4 * (CT * 4) + tc * 4 + j % 4] = acc[part * 4 + i][j];
+        barrier();
+        for (uint i = gl_LocalInvocationID.x; i < RT * BN; i += THREADS) { // 4 * RT rows, in fours
+            uint row = i / (BN / 4), col = i % (BN / 4) * 4, m = m0 + part * (RT * 4) + row, n = n0 + col, at = row * BN + col;
+            if (m < p.M && n < p.N) store(m, n, z * p.c_stride, vec4(tile[at], tile[at + 1], tile[at + 2], tile[at + 3]));
         }
     }
 }

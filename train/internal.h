@@ -27,8 +27,8 @@ struct trainer {
     FILE *trace;
 };
 
-/* latents.c: encodes every picture once, through the cache. */
-bool train_encode_pictures(trainer *t, const train_events *events, error *err);
+/* latents.c: encodes every picture once, through the cache. *stopped: events->stop asked for it before the last. */
+bool train_encode_pictures(trainer *t, const train_events *events, bool *stopped, error *err);
 /* texts.c: token ids of every caption, and their states when the text encoder is frozen. */
 bool train_encode_captions(trainer *t, const train_events *events, error *err);
 

@@ -5,6 +5,7 @@
 #include "train/internal.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* What identifies the encoder: every byte of its weights, and the precision it runs in. */
@@ -42,32 +43,48 @@ static bool encode(trainer *t, size_t index, bool flip, posterior *out, error *e
     return ok;
 }
 
-bool train_encode_pictures(trainer *t, const train_events *events, error *err) {
-    const char *folder = t->options.cache_folder;
-    if (folder && !latent_cache_open(folder, err)) return false;
-    char vae[65], key[65];
-    if (folder) hash_vae(t->pipeline, vae);
-    int channels = t->pipeline->model.config.vae_latent_channels, flips = t->data->flip ? 2 : 1;
-    size_t all = t->data->count * (size_t)flips, done = 0;
-    bool ok = true;
-    for (int flip = 0; flip < flips; flip++) {
-        t->latents[flip] = memory_new(t->data->count, sizeof(posterior));
-        for (size_t i = 0; ok && i < t->data->count; i++) {
-            bucket_size size = t->data->buckets[t->data->images[i].bucket];
-            int h = size.height / 8, w = size.width / 8;
-            posterior *out = &t->latents[flip][i];
-            out->mean = memory_new((size_t)(channels * h * w), sizeof(float));
-            out->logvar = memory_new((size_t)(channels * h * w), sizeof(float));
-            if (folder) latent_cache_key(t->data, i, flip != 0, vae, key);
-            if (!folder || !latent_cache_read(folder, key, channels, h, w, out->mean, out->logvar)) {
-                ok = encode(t, i, flip != 0, out, err);
-                if (ok && folder) ok = latent_cache_write(folder, key, channels, h, w, out->mean, out->logvar, err);
-            }
-            done++;
-            if (events->encoded) events->encoded(events->user, done, all);
-            if (ok && events->stop && events->stop(events->user)) return true;
-        }
+/* A cache that cannot be written is a loss of time only. */
+static void note_cache(const train_events *events, const error *why) {
+    if (!events->note) return;
+    char text[sizeof why->text + 80];
+    snprintf(text, sizeof text, "encoded pictures are not kept for the next run: %s", why->text);
+    events->note(events->user, text);
+}
+
+/* cache: the folder, set to NULL once it fails. */
+static bool fetch(trainer *t, size_t index, bool flip, const char *vae, const char **cache, const train_events *events, error *err) {
+    bucket_size size = t->data->buckets[t->data->images[index].bucket];
+    int channels = t->pipeline->model.config.vae_latent_channels, h = size.height / 8, w = size.width / 8;
+    posterior *out = &t->latents[flip][index];
+    out->mean = memory_new((size_t)(channels * h * w), sizeof(float));
+    out->logvar = memory_new((size_t)(channels * h * w), sizeof(float));
+    char key[65];
+    if (*cache) {
+        latent_cache_key(t->data, index, flip, vae, key);
+        if (latent_cache_read(*cache, key, channels, h, w, out->mean, out->logvar)) return true;
+    }
+    if (!encode(t, index, flip, out, err)) return false;
+    error why;
+    if (*cache && !latent_cache_write(*cache, key, channels, h, w, out->mean, out->logvar, &why)) {
+        note_cache(events, &why);
+        *cache = NULL;
+    }
+    return true;
+}
+
+bool train_encode_pictures(trainer *t, const train_events *events, bool *stopped, error *err) {
+    const char *cache = t->options.cache_folder;
+    if (cache && !latent_cache_open(cache, err)) return false;
+    char vae[65] = "";
+    if (cache) hash_vae(t->pipeline, vae);
+    size_t flips = t->data->flip ? 2 : 1, all = t->data->count * flips;
+    for (size_t flip = 0; flip < flips; flip++) t->latents[flip] = memory_new(t->data->count, sizeof(posterior));
+    for (size_t done = 0; done < all; done++) {
+        *stopped = events->stop && events->stop(events->user);
+        if (*stopped) return true;
+        if (!fetch(t, done % t->data->count, done >= t->data->count, vae, &cache, events, err)) return false;
+        if (events->encoded) events->encoded(events->user, done + 1, all);
     }
     pipeline_release(t->pipeline, CHECKPOINT_VAE);
-    return ok;
+    return true;
 }

@@ -4,8 +4,12 @@
 #include "train/internal.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+
+static const char FORMAT[] = "vulora training state 1";
 
 char *trainer_state_path(const char *output) {
     size_t length = strlen(output);
@@ -24,9 +28,16 @@ static void hash_dataset(const dataset *data, char out[65]) {
     sha256_init(&hash);
     for (size_t i = 0; i < data->count; i++) {
         const dataset_image *image = &data->images[i];
-        const int numbers[] = {
-            image->repeats, data->buckets[image->bucket].width, data->buckets[image->bucket].height, image->crop.x, image->crop.y,
-            data->flip};
+        const int numbers[] = {image->repeats,
+                               data->buckets[image->bucket].width,
+                               data->buckets[image->bucket].height,
+                               image->crop.x,
+                               image->crop.y,
+                               image->crop.width,
+                               image->crop.height,
+                               data->background[0],
+                               data->background[1],
+                               data->background[2]};
         hash_text(&hash, image->hash);
         hash_text(&hash, image->caption);
         sha256_update(&hash, numbers, sizeof numbers);
@@ -54,9 +65,22 @@ static void hash_model(const checkpoint *c, char out[65]) {
 }
 
 static void visit_number(setting_visitor visit, void *user, const char *option, double value) {
-    char text[40];
-    snprintf(text, sizeof text, "%.17g", value);
+    char text[32];
+    metadata_number(value, text);
+    size_t length = strlen(text);
+    /* As a user writes it: 16, not 16.0. */
+    if (length > 2 && strcmp(text + length - 2, ".0") == 0) text[length - 2] = 0;
     visit(user, option, text);
+}
+
+/* What the user can name stands before `data`, whose hash covers it too. */
+static void visit_pictures(const trainer *t, setting_visitor visit, void *user) {
+    char text[65];
+    snprintf(text, sizeof text, "%dx%d", t->options.width, t->options.height);
+    visit(user, "resolution", text);
+    visit(user, "flip", t->data->flip ? "on" : "off");
+    hash_dataset(t->data, text);
+    visit(user, "data", text);
 }
 
 static void visit_settings(const trainer *t, setting_visitor visit, void *user) {
@@ -64,20 +88,20 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
     char hash[65];
     hash_model(&t->pipeline->model, hash);
     visit(user, "model", hash);
-    hash_dataset(t->data, hash);
-    visit(user, "data", hash);
+    visit_pictures(t, visit, user);
+    visit(user, "kind", o->adapter.kind == ADAPTER_TRAIN_LOCON ? "locon" : "lora");
+    snprintf(hash, sizeof hash, "%" PRIu64, o->seed);
+    visit(user, "seed", hash);
     visit(user, "targets", o->adapter.targets ? o->adapter.targets : "");
     visit(user, "lr-scheduler", rate_schedule_name(o->schedule));
     visit(user, "precision", dtype_name(t->pipeline->device->activation));
     const struct {
         const char *option;
         double value;
-    } numbers[] = {{"kind", o->adapter.kind},
-                   {"rank", o->adapter.rank},
+    } numbers[] = {{"rank", o->adapter.rank},
                    {"alpha", o->adapter.alpha},
                    {"conv-rank", o->adapter.conv_rank},
                    {"conv-alpha", o->adapter.conv_alpha},
-                   {"seed", (double)o->seed},
                    {"batch-size", o->batch_size},
                    {"gradient-accumulation-steps", o->learner.accumulation},
                    {"unet-lr", o->unet_rate},
@@ -91,24 +115,45 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
 
 /* ---- saving ---- */
 
+enum { VALUE, FIRST_MOMENT, SECOND_MOMENT, KINDS };
+static const char *const PREFIX[KINDS] = {"value", "m", "v"};
+
+/* The numbers beside the tensors. */
+typedef struct counters {
+    double step, updates, loss_scale, good_steps;
+} counters;
+
+static const struct {
+    const char *key;
+    size_t offset;
+    double least, most;
+} COUNTERS[] = {{"step", offsetof(counters, step), 0, 1e15},
+                {"updates", offsetof(counters, updates), 0, 1e15},
+                {"loss_scale", offsetof(counters, loss_scale), 1, 1e9},
+                {"good_steps", offsetof(counters, good_steps), 0, 1e9}};
+enum { COUNTER_COUNT = sizeof COUNTERS / sizeof *COUNTERS };
+
 static void note_setting(void *user, const char *option, const char *value) {
     char key[80];
     snprintf(key, sizeof key, "setting.%s", option);
     safetensors_writer_metadata(user, key, value);
 }
 
-static void note_number(safetensors_writer *writer, const char *key, double value) {
-    char text[40];
-    snprintf(text, sizeof text, "%.17g", value);
-    safetensors_writer_metadata(writer, key, text);
+static void note_counters(const trainer *t, safetensors_writer *writer, sha256 *hash) {
+    counters c = {(double)t->step, (double)learner_steps(t->learner), (double)learner_loss_scale(t->learner),
+                  learner_good_steps(t->learner)};
+    for (int i = 0; i < COUNTER_COUNT; i++) {
+        char text[40];
+        snprintf(text, sizeof text, "%.17g", *(const double *)((const char *)&c + COUNTERS[i].offset));
+        safetensors_writer_metadata(writer, COUNTERS[i].key, text);
+        hash_text(hash, text);
+    }
 }
 
-enum { VALUE, FIRST_MOMENT, SECOND_MOMENT, KINDS };
-static const char *const PREFIX[KINDS] = {"value", "m", "v"};
-
-static bool add_tensor(trainer *t, safetensors_writer *writer, int index, float *copies[KINDS], error *err) {
+static bool add_tensor(trainer *t, safetensors_writer *writer, int index, float *copies[KINDS], sha256 *hash, error *err) {
     const adapter_tensor *a = adapter_tensor_at(t->adapter, index, NULL);
-    for (int k = 0; k < KINDS; k++) copies[k] = memory_new((size_t)adapter_tensor_elements(a), sizeof(float));
+    size_t count = (size_t)adapter_tensor_elements(a);
+    for (int k = 0; k < KINDS; k++) copies[k] = memory_new(count, sizeof(float));
     if (!learner_read_value(t->learner, index, copies[VALUE], err) ||
         !learner_read_moments(t->learner, index, copies[FIRST_MOMENT], copies[SECOND_MOMENT], err))
         return false;
@@ -116,6 +161,7 @@ static bool add_tensor(trainer *t, safetensors_writer *writer, int index, float 
     for (int k = 0; ok && k < KINDS; k++) {
         char *name = memory_format("%s/%s", PREFIX[k], a->name);
         ok = safetensors_writer_add_f32(writer, name, DTYPE_F32, a->rank, a->dims, copies[k], err);
+        sha256_update(hash, copies[k], count * sizeof(float));
         free(name);
     }
     return ok;
@@ -125,13 +171,15 @@ bool train_state_save(trainer *t, error *err) {
     int count = adapter_tensor_count(t->adapter);
     safetensors_writer writer = {.refuse_nonfinite = true};
     float *(*copies)[KINDS] = memory_new((size_t)count, sizeof *copies);
+    char digest[65];
+    sha256 hash;
+    sha256_init(&hash);
+    safetensors_writer_metadata(&writer, "format", FORMAT);
+    note_counters(t, &writer, &hash);
     bool ok = true;
-    for (int i = 0; ok && i < count; i++) ok = add_tensor(t, &writer, i, copies[i], err);
-    safetensors_writer_metadata(&writer, "format", "vulora training state 1");
-    note_number(&writer, "step", (double)t->step);
-    note_number(&writer, "updates", (double)learner_steps(t->learner));
-    note_number(&writer, "loss_scale", (double)learner_loss_scale(t->learner));
-    note_number(&writer, "good_steps", learner_good_steps(t->learner));
+    for (int i = 0; ok && i < count; i++) ok = add_tensor(t, &writer, i, copies[i], &hash, err);
+    sha256_hex(&hash, digest);
+    safetensors_writer_metadata(&writer, "sha256", digest);
     visit_settings(t, note_setting, &writer);
     char *path = trainer_state_path(t->options.output);
     ok = ok && safetensors_writer_write(&writer, path, err);
@@ -167,22 +215,25 @@ static bool same_settings(const trainer *t, const safetensors *state, error *err
     visit_settings(t, compare_setting, &c);
     if (!c.option) return true;
     if (strcmp(c.option, "model") == 0 || strcmp(c.option, "data") == 0)
-        return error_set(err,
-                         "--resume: %s was trained with other contents of --%s; start anew without --resume, or give what it began with",
-                         state->path, c.option);
-    return error_set(err,
-                     "--resume: %s was trained with --%s %s, this command says %s; start anew without --resume, or give what it began with",
-                     state->path, c.option, *c.was ? c.was : "(default)", *c.is ? c.is : "(default)");
+        return error_set(err, "%s was trained with other contents of --%s; give what it began with", state->path, c.option);
+    return error_set(err, "%s was trained with --%s %s, this command says %s; give what it began with", state->path, c.option,
+                     *c.was ? c.was : "(default)", *c.is ? c.is : "(default)");
 }
 
-static bool read_number(const safetensors *state, const char *key, double *out, error *err) {
-    const char *text = safetensors_metadata(state, key);
-    char *end = NULL;
-    if (text) *out = strtod(text, &end);
-    return (text && end != text && !*end && *out >= 0) || error_set(err, "%s: is not a training state: %s is missing", state->path, key);
+static bool read_counters(const safetensors *state, counters *out, sha256 *hash, error *err) {
+    for (int i = 0; i < COUNTER_COUNT; i++) {
+        const char *text = safetensors_metadata(state, COUNTERS[i].key);
+        char *end = NULL;
+        double value = text ? strtod(text, &end) : 0;
+        if (!text || end == text || *end || !(value >= COUNTERS[i].least && value <= COUNTERS[i].most) || value != floor(value))
+            return error_set(err, "%s: is damaged, its %s is %s", state->path, COUNTERS[i].key, text ? text : "missing");
+        *(double *)((char *)out + COUNTERS[i].offset) = value;
+        hash_text(hash, text);
+    }
+    return true;
 }
 
-static bool load_tensor(trainer *t, const safetensors *state, int index, error *err) {
+static bool load_tensor(trainer *t, const safetensors *state, int index, sha256 *hash, error *err) {
     const adapter_tensor *a = adapter_tensor_at(t->adapter, index, NULL);
     float *values[KINDS] = {0};
     bool ok = true;
@@ -193,6 +244,7 @@ static bool load_tensor(trainer *t, const safetensors *state, int index, error *
         if (ok && (s->type != DTYPE_F32 || (int64_t)s->elements != adapter_tensor_elements(a)))
             ok = error_set(err, "%s: %s has another size than this training's", state->path, name);
         if (ok) ok = (values[k] = safetensors_read_f32(state, s, err)) != NULL;
+        if (ok) sha256_update(hash, values[k], s->elements * sizeof(float));
         free(name);
     }
     ok = ok && learner_write_state(t->learner, index, values[VALUE], values[FIRST_MOMENT], values[SECOND_MOMENT], err);
@@ -200,24 +252,34 @@ static bool load_tensor(trainer *t, const safetensors *state, int index, error *
     return ok;
 }
 
+static bool load(trainer *t, const safetensors *state, error *err) {
+    const char *format = safetensors_metadata(state, "format"), *expected = safetensors_metadata(state, "sha256");
+    if (!format || strcmp(format, FORMAT) != 0) return error_set(err, "%s: is not a training state of this program's version", state->path);
+    counters c = {0};
+    char digest[65];
+    sha256 hash;
+    sha256_init(&hash);
+    if (!read_counters(state, &c, &hash, err) || !same_settings(t, state, err)) return false;
+    for (int i = 0; i < adapter_tensor_count(t->adapter); i++)
+        if (!load_tensor(t, state, i, &hash, err)) return false;
+    sha256_hex(&hash, digest);
+    if (!expected || strcmp(digest, expected) != 0)
+        return error_set(err, "%s: is damaged, its contents do not match its checksum", state->path);
+    t->step = (int64_t)c.step;
+    learner_set_steps(t->learner, (int64_t)c.updates);
+    learner_set_loss_scale(t->learner, (float)c.loss_scale, (int)c.good_steps);
+    return true;
+}
+
 bool train_state_load(trainer *t, error *err) {
     char *path = trainer_state_path(t->options.output);
     safetensors state;
-    bool ok = file_exists(path) || error_set(err, "--resume: there is no state %s to go on from; train without --resume first", path);
-    ok = ok && safetensors_open(&state, path, err);
-    if (ok) {
-        double step = 0, updates = 0, scale = 0, good = 0;
-        ok = read_number(&state, "step", &step, err) && read_number(&state, "updates", &updates, err) &&
-             read_number(&state, "loss_scale", &scale, err) && read_number(&state, "good_steps", &good, err) &&
-             same_settings(t, &state, err);
-        for (int i = 0; ok && i < adapter_tensor_count(t->adapter); i++) ok = load_tensor(t, &state, i, err);
-        if (ok) {
-            t->step = (int64_t)step;
-            learner_set_steps(t->learner, (int64_t)updates);
-            learner_set_loss_scale(t->learner, (float)scale, (int)good);
-        }
+    error why = {""};
+    bool ok = file_exists(path) || error_set(&why, "there is no state %s to go on from", path);
+    if (ok && (ok = safetensors_open(&state, path, &why))) {
+        ok = load(t, &state, &why);
         safetensors_close(&state);
     }
     free(path);
-    return ok;
+    return ok || error_set(err, "--resume: %s, or leave --resume out to begin anew", why.text);
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -68,10 +69,12 @@ bool train_trace_line(trainer *t, const traced_step *s, error *err) {
             json_array_append_new(captions, json_string(t->data->images[item->image].caption));
             json_array_append_new(timesteps, json_integer(s->batches[b].tensors.timesteps[i]));
         }
-    json_t *line = json_pack("{s:I, s:I, s:o, s:o, s:o, s:f, s:f, s:{s:f, s:f}, s:f}", "step", (json_int_t)s->step, "epoch",
-                             (json_int_t)s->epoch, "images", images, "captions", captions, "timesteps", timesteps, "loss", (double)s->loss,
-                             "grad_norm", (double)s->grad_norm, "lr", "unet", (double)s->rates[CHECKPOINT_UNET], "text_encoder",
-                             (double)s->rates[CHECKPOINT_TEXT_ENCODER], "seconds", s->seconds);
+    /* A gradient that did not fit fp16 has no norm, and JSON no infinity. */
+    json_t *norm = isfinite(s->grad_norm) ? json_real((double)s->grad_norm) : json_null();
+    json_t *line =
+        json_pack("{s:I, s:I, s:o, s:o, s:o, s:f, s:o, s:{s:f, s:f}, s:f}", "step", (json_int_t)s->step, "epoch", (json_int_t)s->epoch,
+                  "images", images, "captions", captions, "timesteps", timesteps, "loss", (double)s->loss, "grad_norm", norm, "lr", "unet",
+                  (double)s->rates[CHECKPOINT_UNET], "text_encoder", (double)s->rates[CHECKPOINT_TEXT_ENCODER], "seconds", s->seconds);
     bool ok = line && write_line(t, line, err);
     json_decref(line);
     return ok;
@@ -86,8 +89,22 @@ static float *keep(trace_tensors *x, size_t count) {
     return x->buffers[x->count++] = memory_new(count, sizeof(float));
 }
 
-bool train_trace_adapter(trainer *t, trace_tensors *x, const char *prefix, error *err) {
+/* Scaling is not trained: one alpha a module, told once. */
+static bool keep_alphas(trainer *t, trace_tensors *x, error *err) {
     bool ok = true;
+    for (int i = 0; ok && i < t->adapter->module_count; i++) {
+        const adapter_module *m = &t->adapter->modules[i];
+        float *alpha = keep(x, 1);
+        *alpha = (float)m->alpha;
+        char *name = memory_format("before/%s.alpha", m->info->flat);
+        ok = safetensors_writer_add_f32(&x->writer, name, DTYPE_F32, 0, NULL, alpha, err);
+        free(name);
+    }
+    return ok;
+}
+
+bool train_trace_adapter(trainer *t, trace_tensors *x, const char *prefix, error *err) {
+    bool ok = strcmp(prefix, "before") != 0 || keep_alphas(t, x, err);
     for (int i = 0; ok && i < adapter_tensor_count(t->adapter); i++) {
         const adapter_tensor *a = adapter_tensor_at(t->adapter, i, NULL);
         float *values = keep(x, (size_t)adapter_tensor_elements(a));

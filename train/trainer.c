@@ -185,12 +185,15 @@ static double now_seconds(void) {
 }
 
 static bool not_finite(const trainer *t, int64_t step, const traced_batch *b, const char *what, error *err) {
-    error_set(err,
-              "step %" PRId64 ": the %s is not finite (the first picture was %s); training stopped, what was saved before is whole. A "
-                              "lower learning rate (--lr) or "
-              "--precision fp32 usually helps",
-              step, what, t->data->images[b->items[0].image].path);
-    return false;
+    enum { NAMED = 3 };
+    char names[600] = "";
+    for (int i = 0; i < b->tensors.n && i < NAMED; i++)
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%.180s", i ? ", " : "", t->data->images[b->items[i].image].path);
+    if (b->tensors.n > NAMED) snprintf(names + strlen(names), sizeof names - strlen(names), " and %d more", b->tensors.n - NAMED);
+    return error_set(err,
+                     "step %" PRId64 ": the %s is not finite any more (pictures: %s). Training stopped; what was saved before is whole. "
+                     "A lower --lr usually helps%s",
+                     step, what, names, t->pipeline->device->activation == DTYPE_F32 ? "" : ", or --precision fp32");
 }
 
 static bool trace_inputs(trainer *t, trace_tensors *x, const traced_batch *b, int number, error *err) {
@@ -282,19 +285,25 @@ static bool save_adapter(trainer *t, const char *path, const train_events *event
     return ok;
 }
 
-/* The numbered copies that --save-every-n-steps and --save-every-n-epochs ask for. */
+/* One of the numbered copies that --save-every-n-steps and --save-every-n-epochs ask for. */
+static bool save_copy(trainer *t, const char *format, int64_t number, const train_events *events, error *err) {
+    char count[24], *stem = without_ending(t->options.output);
+    snprintf(count, sizeof count, format, number);
+    char *path = memory_format("%s-%s.safetensors", stem, count);
+    bool ok = save_adapter(t, path, events, err);
+    free(path);
+    free(stem);
+    return ok;
+}
+
+/* Named as sd-scripts names them. */
 static bool save_numbered(trainer *t, int64_t epochs_done, bool epoch_ended, const train_events *events, error *err) {
     const train_options *o = &t->options;
     bool by_step = o->save_every_steps > 0 && t->step % o->save_every_steps == 0 && t->step < t->steps;
     bool by_epoch = o->save_every_epochs > 0 && epoch_ended && epochs_done % o->save_every_epochs == 0 && t->step < t->steps;
-    if (!by_step && !by_epoch) return true;
-    char *stem = without_ending(o->output);
-    char *path = by_step ? memory_format("%s-step%08" PRId64 ".safetensors", stem, t->step)
-                         : memory_format("%s-%06" PRId64 ".safetensors", stem, epochs_done);
-    bool ok = save_adapter(t, path, events, err) && train_state_save(t, err);
-    free(path);
-    free(stem);
-    return ok;
+    if (by_step && !save_copy(t, "step%08" PRId64, t->step, events, err)) return false;
+    if (by_epoch && !save_copy(t, "%06" PRId64, epochs_done, events, err)) return false;
+    return !(by_step || by_epoch) || train_state_save(t, err);
 }
 
 static bool previews(trainer *t, int64_t epochs_done, bool epoch_ended, const train_events *events, error *err) {
@@ -357,12 +366,25 @@ static bool loop(trainer *t, const train_events *events, bool *stopped, error *e
     return true;
 }
 
+/* Whether this is the step the training ends with already; said, since nothing else would be. */
+static void note_end(const trainer *t, const train_events *events) {
+    if (t->step < t->steps || !events->note) return;
+    char text[160];
+    snprintf(text, sizeof text, "%" PRId64 " of %" PRId64 " steps were done already; a larger --steps or --epochs goes on", t->step,
+             t->steps);
+    events->note(events->user, text);
+}
+
 train_result trainer_run(trainer *t, const train_events *events, error *err) {
-    bool stopped = false;
-    bool ok = train_encode_pictures(t, events, err) && train_encode_captions(t, events, err);
-    if (ok && stop_wanted(events)) return TRAIN_STOPPED;
-    ok = ok && train_trace_open(t, err) && loop(t, events, &stopped, err);
-    ok = ok && save_adapter(t, t->options.output, events, err) && train_state_save(t, err);
+    bool stopped = false, ok = true;
+    note_end(t, events);
+    if (t->step < t->steps) {
+        ok = train_encode_pictures(t, events, &stopped, err);
+        if (ok && !stopped) ok = train_encode_captions(t, events, err) && train_trace_open(t, err) && loop(t, events, &stopped, err);
+    }
     if (!ok) return TRAIN_FAILED;
+    /* Before the first step there is nothing to keep, and perhaps an older result to lose. */
+    if (stopped && t->step == 0) return TRAIN_STOPPED_EARLY;
+    if (!save_adapter(t, t->options.output, events, err) || !train_state_save(t, err)) return TRAIN_FAILED;
     return stopped ? TRAIN_STOPPED : TRAIN_DONE;
 }

@@ -70,7 +70,8 @@ void trainer_free(trainer *t);
 bool trainer_measure(trainer *t, train_outlook *outlook, error *err);
 adapter *trainer_adapter(const trainer *t);
 
-typedef enum train_result { TRAIN_DONE, TRAIN_STOPPED, TRAIN_FAILED } train_result;
+/* STOPPED_EARLY: before the first step, nothing was written. */
+typedef enum train_result { TRAIN_DONE, TRAIN_STOPPED, TRAIN_STOPPED_EARLY, TRAIN_FAILED } train_result;
 
 /* Trains to the end, or until events->stop; saves adapter and state in both cases. Failed: err says why, and what was saved last is whole.
  */

@@ -122,8 +122,8 @@ struct gpu {
     VkDescriptorSetLayout bindings;
     VkPipelineLayout layout;
     VkPipelineCache cache;
-    char *cache_path; /* NULL: no place to keep it */
-    bool cache_grown;
+    char *cache_path;   /* NULL: no place to keep it */
+    size_t cache_bytes; /* of the driver's data that the file holds */
     gpu_pipeline **pipelines;
     int pipeline_count;
 };

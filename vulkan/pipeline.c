@@ -69,6 +69,7 @@ static VkResult cache_open(gpu *g, const VkPhysicalDeviceProperties *p) {
     VkPipelineCacheCreateInfo info = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
     if (text) info.pInitialData = cache_data(text, size, p, &info.initialDataSize);
     if (!info.pInitialData) info.initialDataSize = 0;
+    g->cache_bytes = info.initialDataSize;
     VkResult result = g->vk.vkCreatePipelineCache(g->device, &info, NULL, &g->cache);
     free(text);
     return result;
@@ -77,7 +78,7 @@ static VkResult cache_open(gpu *g, const VkPhysicalDeviceProperties *p) {
 /* A cache that cannot be written costs time at the next start, nothing else: no error. */
 static void cache_save(gpu *g) {
     size_t size = 0;
-    if (!g->cache_grown || !g->cache_path || g->vk.vkGetPipelineCacheData(g->device, g->cache, &size, NULL) != VK_SUCCESS) return;
+    if (!g->cache_path || g->vk.vkGetPipelineCacheData(g->device, g->cache, &size, NULL) != VK_SUCCESS || size == g->cache_bytes) return;
     char *text = memory_try_aligned(DIGEST_BYTES + size);
     if (text && g->vk.vkGetPipelineCacheData(g->device, g->cache, &size, text + DIGEST_BYTES) == VK_SUCCESS) {
         char hex[DIGEST_BYTES + 1];
@@ -192,7 +193,6 @@ bool gpu_pipelines_build(gpu *g, error *err) {
     while (started < wanted - 1 && started < missing - 1 && pthread_create(&threads[started], NULL, build_some, &b) == 0) started++;
     build_some(&b);
     for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
-    g->cache_grown = true;
     for (int i = 0; i < g->pipeline_count; i++) {
         const gpu_pipeline *p = g->pipelines[i];
         if (p->handle) continue;

@@ -1,6 +1,6 @@
 """Write the trained networks as one checkpoint in the layout of the original Stable Diffusion v1 files.
 
-`python export.py STATE OUT.safetensors` takes the averaged weights from STATE/unet.pt, writes fp16, reads the
+`python export.py STATE OUT.safetensors` takes the averaged weights from STATE/unet128.pt, writes fp16, reads the
 file back with the converters of diffusers and compares every tensor.
 """
 import argparse
@@ -10,7 +10,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 
-from parts import TOKENS, alphas_cumprod, make_text_encoder, make_unet, make_vae
+from parts import TOKENS, alphas_cumprod, make_text_encoder, make_unet, make_vae, whole_table
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."
@@ -112,9 +112,10 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("state")
     ap.add_argument("out")
+    ap.add_argument("--size", type=int, default=128, help="64: the state after the close-ups")
     a = ap.parse_args()
-    saved = torch.load(os.path.join(a.state, "unet.pt"))
-    states = saved["ema_unet"], saved["ema_text"], torch.load(os.path.join(a.state, "vae_normal.pt"))
+    saved = torch.load(os.path.join(a.state, f"unet{a.size}.pt"))
+    states = saved["ema_unet"], whole_table(saved["ema_text"]), torch.load(os.path.join(a.state, "vae_normal.pt"))
     save_file(to_original(*states), a.out + ".tmp", metadata={"title": "vulora demo model", "step": str(saved["step"])})
     verify(a.out + ".tmp", states)
     os.replace(a.out + ".tmp", a.out)

@@ -91,6 +91,16 @@ def begin_linear(vae):
     return vae
 
 
+def make_unet():
+    """The noise predictor."""
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2,
+        block_out_channels=UNET_CHANNELS, cross_attention_dim=CONTEXT, attention_head_dim=8,
+        norm_num_groups=32, use_linear_projection=False,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+
+
 @torch.no_grad()
 def begin_silent(unet):
     """Start the U-Net's residual branches and its output at zero, as the original does."""
@@ -107,6 +117,34 @@ def make_text_encoder():
         vocab_size=49408, hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_hidden_layers=2,
         num_attention_heads=1, max_position_embeddings=TOKENS, hidden_act="quick_gelu",
         projection_dim=CONTEXT, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+
+
+class UsedWords(torch.nn.Module):
+    """An embedding table of which only the rows of the words in `used` are trained, and cost time."""
+
+    def __init__(self, table, used):
+        super().__init__()
+        index = torch.full((len(table.weight),), len(used))
+        index[used] = torch.arange(len(used))
+        self.register_buffer("weight", table.weight.detach().clone())
+        self.register_buffer("index", index)
+        self.register_buffer("used", used)
+        self.rows = torch.nn.Parameter(torch.cat([self.weight[used], torch.zeros(1, self.weight.shape[1])]))
+
+    def forward(self, ids):
+        at = self.index[ids]
+        return torch.where((at < len(self.used))[..., None], F.embedding(at, self.rows), F.embedding(ids, self.weight))
+
+
+def whole_table(state):
+    """The state dict of a text encoder with UsedWords as that of a plain one."""
+    state = dict(state)
+    place = next(k for k in state if k.endswith("token_embedding.rows")).removesuffix("rows")
+    rows, used = state.pop(place + "rows"), state.pop(place + "used")
+    state.pop(place + "index")
+    state[place + "weight"] = state[place + "weight"].clone()
+    state[place + "weight"][used] = rows[:-1]
+    return state
 
 
 def _byte_symbols():

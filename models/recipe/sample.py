@@ -42,16 +42,16 @@ def save_sheet(pictures, path, columns=8):
     Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
-def captions_of(count, seed):
+def captions_of(count, seed, side=128):
     """Captions the world gives with this seed."""
     rng = random.Random(seed)
-    return [scene(rng)[1] for _ in range(count)]
+    return [scene(rng, side, side)[1] for _ in range(count)]
 
 
-def contact_sheet(unet, text, vae, tokenizer, path, seed, count=16):
+def contact_sheet(unet, text, vae, tokenizer, path, seed, count=16, side=128):
     """Generate `count` captions of the world; the captions go to a text file beside the sheet."""
-    captions = captions_of(count, seed)
-    save_sheet(generate(unet, text, vae, tokenizer, captions, seed), path)
+    captions = captions_of(count, seed, side)
+    save_sheet(generate(unet, text, vae, tokenizer, captions, seed, size=(side, side)), path)
     with open(path[:-4] + ".txt", "w", encoding="utf-8") as f:
         f.write("\n".join(captions) + "\n")
 

@@ -74,25 +74,24 @@ def comparison(vae, path, seed=7):
     Image.fromarray(np.concatenate([np.concatenate(pictures, 1), np.concatenate(list(y), 1)], 0)).save(path)
 
 
-def rate(progress, peak):
-    """Warm-up over the first 2 %, then a cosine down to 2 % of the peak."""
-    if progress < .02:
-        return peak * (progress / .02 + .01)
-    return peak * (.02 + .98 * .5 * (1 + math.cos(math.pi * min(1, progress))))
+def rate(progress, step, peak, warm=100):
+    """Warm-up over the first steps, then a cosine over the time, down to 2 % of the peak."""
+    return peak * min(1, (step + 1) / warm) * (.02 + .98 * .5 * (1 + math.cos(math.pi * min(1, progress))))
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("state", help="folder for checkpoints")
     ap.add_argument("--minutes", type=float, default=30)
-    ap.add_argument("--batch", type=int, default=8, help="of the small crops; whole pictures: a quarter")
-    ap.add_argument("--lr", type=float, default=1e-3)
+    ap.add_argument("--batch", type=int, default=4, help="of the small crops; whole pictures: a quarter")
+    ap.add_argument("--lr", type=float, default=4e-4)
     ap.add_argument("--kl", type=float, default=1e-3)
     ap.add_argument("--seed", type=int, default=1)
     a = ap.parse_args()
     os.makedirs(a.state, exist_ok=True)
     path = os.path.join(a.state, "vae.pt")
     torch.manual_seed(a.seed)
+    torch.set_flush_denormal(True)
     vae = begin_linear(make_vae())
     optimizer = torch.optim.AdamW(vae.parameters(), a.lr, betas=(.9, .99), weight_decay=1e-4)
     step, used = 0, 0.0
@@ -107,9 +106,9 @@ def main():
     while used < total:
         progress = used / total
         for group in optimizer.param_groups:
-            group["lr"] = rate(progress, a.lr)
+            group["lr"] = rate(progress, step, a.lr)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, parts = loss_of(vae, crops.batch(*(shapes[step % 2])), a.kl * min(1, progress / .2))
+            loss, parts = loss_of(vae, crops.batch(*(shapes[step % 2])), a.kl * min(1, step / 500))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -118,7 +117,7 @@ def main():
         recent.append(parts)
         now = time.time()
         used, last = used + now - last, now
-        if step % 100 == 0:
+        if step % 50 == 0:
             mean = np.mean(recent, 0)
             print(f"step {step} {used / 60:.1f} min L1 {mean[0]:.4f} edge {mean[1]:.4f} kl {mean[2]:.3f}", flush=True)
             recent = []

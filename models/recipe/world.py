@@ -1,7 +1,8 @@
 """An endless procedural world of captioned pictures.
 
 Every scene shows one or two objects of 12 kinds in 10 colours before one of 8 backgrounds, with a caption
-that says so: "a photo of a small red ball on a beach".  Everything is drawn at twice the size and reduced,
+that says so: "a photo of a small red ball on a beach".  Sizes are in pixels: a picture smaller than 100 pixels
+is a close-up of one object.  Everything is drawn at twice the size and reduced,
 so edges are smooth.  `python world.py [OUT.png]` writes a contact sheet of 32 scenes.
 """
 import math
@@ -20,7 +21,7 @@ BACKGROUNDS = ("on a beach", "in a forest", "at night", "in the snow",
                "on a meadow", "in the desert", "under water", "in a room")
 OBJECTS = ("ball", "cube", "star", "heart", "house", "tree",
            "car", "cat", "flower", "fish", "mushroom", "boat")
-SIZES = {"small": (0.36, 0.44), "": (0.48, 0.62), "big": (0.68, 0.80)}
+SIZES = {"small": (44, 50), "": (56, 72), "big": (86, 100), "close": (44, 58), "pair": (50, 58)}    # pixels
 PREFIXES = ("", "", "", "a photo of ", "a picture of ")
 SCALE = 2
 DARK_LINE, LIGHT_LINE = (25, 25, 30), (225, 225, 225)
@@ -267,9 +268,13 @@ def article(words):
 
 
 def _place_one(w, s, rng):
-    """Where a single object goes: x, y, size, the size word and the place word."""
+    """Where a single object goes: x, y, size, the size word and the place word; close-ups have no such words."""
+    if min(w, s) < 100 * SCALE:
+        word = place = ""
+        size = rng.uniform(*SIZES["close"]) * SCALE
+        return (w - size) * rng.uniform(.1, .9), (s - size) * rng.uniform(.2, .9), size, word, place
     word = rng.choice(("small", "", "", "", "big"))
-    size = rng.uniform(*SIZES[word]) * min(w, s)
+    size = rng.uniform(*SIZES[word]) * SCALE
     place = rng.choice(("", "", "", "on the left", "on the right")) if word != "big" else ""
     low, high = {"on the left": (.02, .15), "on the right": (.85, .98)}.get(place, (.3, .7))
     y = (s - size) * rng.uniform(.55, .92)
@@ -288,7 +293,7 @@ def _two_objects(draw, w, s, rng):
     colours = rng.sample(list(COLOURS), 2)
     kinds = rng.sample(OBJECTS, 2)
     for i in range(2):
-        size = rng.uniform(.40, .46) * min(w, s)
+        size = rng.uniform(*SIZES["pair"]) * SCALE
         x = (w / 2 - size) * rng.uniform(.2, .8) + i * w / 2
         draw_object(draw, kinds[i], colours[i], x, (s - size) * rng.uniform(.55, .9), size, rng)
     first, second = (article(f"{c} {k}") for c, k in zip(colours, kinds))
@@ -300,7 +305,8 @@ def scene(rng, width=128, height=128):
     where = rng.choice(BACKGROUNDS)
     image = background(where, rng, width, height)
     draw = ImageDraw.Draw(image)
-    paint = _two_objects if rng.random() < .25 else _one_object
+    roomy = min(width, height) >= 112 and rng.random() < .2
+    paint = _two_objects if roomy else _one_object
     things = paint(draw, *image.size, rng)
     caption = f"{rng.choice(PREFIXES)}{things} {where}"
     return image.resize((width, height), Image.LANCZOS), caption

@@ -226,6 +226,20 @@ static void test_outputs(void **state) {
     }
 }
 
+static void check_tucker(const char *key, adapter *a, adapter_stack *stack) {
+    (void)a;
+    check_output(key, stack, "y_tucker");
+}
+
+static void test_tucker(void **state) {
+    (void)state;
+    adapter_stack *stack = adapter_stack_create();
+    adapter *a = load(LORA "tucker.safetensors", false, 2);
+    adapter_stack_add(stack, a, 1, 1);
+    assert_int_equal(for_each_module(a, check_tucker, stack), 2);
+    adapter_stack_free(stack);
+}
+
 /* ---- Stacks ---- */
 
 static void check_two(const char *key, adapter *a, adapter_stack *stack) {
@@ -327,10 +341,8 @@ static void test_gradients(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),
-        cmocka_unit_test(test_stack),
-        cmocka_unit_test(test_no_trace),
-        cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_outputs),  cmocka_unit_test(test_tucker),    cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_no_trace), cmocka_unit_test(test_gradients),
     };
     device_name = "cpu";
     int failed = cmocka_run_group_tests_name("cpu", tests, setup, teardown);

@@ -118,6 +118,8 @@ static const bad_file BAD[] = {
     {{GOOD_DOWN, GOOD_UP, {Q ".alpha", 0, {0}, 0, infinity_one}}, {0}, {Q ".alpha", "infinity", NULL}},
     {{GOOD_DOWN, GOOD_UP, {Q ".alpha", 1, {2}, 0, NULL}}, {0}, {Q ".alpha", "one number", NULL}},
     {{{Q DOWN, 2, {4, 80}, DTYPE_I8, NULL}, GOOD_UP}, {0}, {Q DOWN, "I8", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"lora_unet_unknown" DOWN, 2, {4, 80}, 0, not_a_number}}, {0}, {"lora_unet_unknown", "NaN", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"bundle_emb.word.clip_l", 1, {48}, 0, not_a_number}}, {0}, {"bundle_emb", "NaN", NULL}},
     /* parts */
     {{GOOD_DOWN}, {0}, {Q, "lora_up.weight", NULL}},
     {{GOOD_UP, {Q ".alpha", 0, {0}, 0, NULL}}, {0}, {Q, "lora_down.weight", NULL}},

@@ -50,6 +50,7 @@ typedef struct session {
 } session;
 
 static case_file fixtures;
+static const char *only; /* the only operation to test, from the command line; NULL: all */
 static const op *seen[64];
 static int seen_count;
 
@@ -210,20 +211,26 @@ static void note_ops(const tape *t) {
 
 static int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
 
+/* Every how many elements of x the fixture has one: `sampled` there. */
+static int64_t sample_step(const tensor *x) {
+    int64_t step = tensor_count(x) / 256 | 1;
+    while (common_divisor(step, tensor_columns(x)) > 1) step += 2;
+    return step;
+}
+
 /* The fixture's sample of a tensor (see `sampled` there) against the values read back, less the gradient that was there before. */
 static double compare(session *s, const tensor *x, const leaf *prior, const char *name) {
     error err;
     size_t count = (size_t)tensor_count(x), samples;
     const float *expected = case_file_need(&fixtures, &samples, NULL, "%s", name);
-    int64_t step = (int64_t)count / 256 | 1;
-    while (common_divisor(step, tensor_columns(x)) > 1) step += 2;
-    assert_int_equal((count + (size_t)step - 1) / (size_t)step, samples);
+    size_t step = (size_t)sample_step(x);
+    assert_int_equal((count + step - 1) / step, samples);
     float *values = memory_new(count, sizeof *values), *sum = memory_new(samples, sizeof *sum), *before = NULL;
     if (!tensor_read(s->device, x, values, &err)) fail_msg("%s: %s", name, err.text);
     if (prior) before = case_values(PRIOR + prior->stream, count, 1, 0);
     for (size_t i = 0; i < samples; i++) {
-        values[i] = values[i * (size_t)step];
-        sum[i] = expected[i] + (prior ? before[i * (size_t)step] : 0);
+        values[i] = values[i * step];
+        sum[i] = expected[i] + (prior ? before[i * step] : 0);
     }
     double e = relative_error(values, sum, samples);
     free(values);
@@ -259,7 +266,7 @@ static void write_leaves(session *s, trial *t) {
 /* Appends the gradient rules in reverse, as tape_backward does for a loss. */
 static void append_backward(trial *t, tensor *y) {
     tensor *dy = add_leaf(t, DY, y->type == t->device->activation ? DTYPE_COUNT : y->type, y->rank, y->dim, t->dy_scale, 0);
-    y->grad = t->dy_scale == 1 ? as_temporary(t, dy) : dy; /* a loss's is fp32 */
+    y->grad = y->type == t->device->activation ? as_temporary(t, dy) : dy; /* a loss's is fp32 */
     for (int i = tape_length(t->tape) - 1; i >= 0; i--) {
         const record *r = tape_record(t->tape, i);
         if (r->op->backward && r->out[0]->needs_grad && tape_get_grad(r->out[0])) r->op->backward(t->tape, r);
@@ -314,7 +321,7 @@ static void run_maker(session *s, const struct maker *m) {
         }
         for (size_t k = 0; k < count; k++) args[k] = (int64_t)given[k];
         for (int v = 0; v < VARIANTS; v++)
-            for (int w = 0; w < (m->weighted && v != FORWARD ? 4 : 1); w++) run_case(s, m, args, name, (variant)v, STORED[w]);
+            for (int w = 0; w < (m->weighted && v == PLAIN ? 4 : 1); w++) run_case(s, m, args, name, (variant)v, STORED[w]);
     }
 }
 
@@ -337,18 +344,22 @@ static void run_all(const char *spec, const char *precision) {
     session s = open_session(spec, precision);
     if (!s.device) skip();
     for (int i = 0; i < MAKER_COUNT; i++) {
+        if (only && strcmp(only, MAKERS[i].name) != 0) continue;
         s.worst_forward = s.worst_gradient = 0;
         run_maker(&s, &MAKERS[i]);
         print_message("%-5s %-15s forward %.1e  gradient %.1e\n", s.label, MAKERS[i].name, s.worst_forward, s.worst_gradient);
     }
-    check_optimizer(&s);
+    if (!only || strcmp(only, "optimizer") == 0) {
+        check_optimizer(&s, 0);
+        check_optimizer(&s, 0.5f);
+    }
     device_close(s.device);
 }
 
 static void test_cpu(void **state) {
     (void)state;
     run_all("cpu", "fp32");
-    for (int i = 0; op_table()[i]; i++) {
+    for (int i = 0; op_table()[i] && !only; i++) {
         int k = 0;
         while (k < seen_count && seen[k] != op_table()[i]) k++;
         if (k == seen_count) fail_msg("no case runs the operation %s: add one to make_op_fixtures.py", op_table()[i]->name);
@@ -393,8 +404,10 @@ static void test_refusals(void **state) {
     device_close(d);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     error err;
+    only = argc > 1 ? argv[1] : NULL;
+    if (argc > 2) cmocka_set_test_filter(argv[2]); /* test_ops conv2d test_cpu */
     if (!case_file_open(&fixtures, "ops.safetensors", &err)) {
         fprintf(stderr, "%s\n", err.text);
         return 1;

@@ -16,7 +16,8 @@
 
 enum { MOST_INPUTS = 5, MOST_RESULTS = 16 };
 
-typedef enum role { NONE, ACTIVATION, WEIGHT, FROZEN_WEIGHT, VECTOR } role; /* WEIGHT: a trained parameter */
+/* HOST: an fp32 input from outside. WEIGHT: a trained parameter. */
+typedef enum role { NONE, ACTIVATION, HOST, WEIGHT, FROZEN_WEIGHT, VECTOR } role;
 
 typedef struct input {
     role role;
@@ -73,6 +74,10 @@ static const test_case cases[] = {
     {"conv 3x3, stride 2", {{ACTIVATION, 4, {3, 9, 8, 8}}, {WEIGHT, 3, {9, 4, 8}}, {VECTOR, 1, {4}}}, {3, 2, 1, 1}, conv},
     {"conv 3x3, stride 2, padded behind", {{ACTIVATION, 4, {1, 8, 10, 16}}, {FROZEN_WEIGHT, 3, {9, 24, 16}}}, {3, 2, 0, 1}, conv},
     {"conv 1x1", {{ACTIVATION, 4, {1, 5, 5, 24}}, {WEIGHT, 3, {1, 8, 24}}, {VECTOR, 1, {8}}}, {1, 1, 0, 0}, conv},
+    {"conv 3x3 of a host input", {{HOST, 4, {1, 8, 8, 4}}, {FROZEN_WEIGHT, 3, {9, 32, 4}}, {VECTOR, 1, {32}}, {NONE, 0, {0}}, {ACTIVATION, 2, {1, 32}}}, {3, 1, 1, 1}, conv},
+    {"linear of a host input", {{HOST, 3, {2, 77, 48}}, {WEIGHT, 2, {8, 48}}}, {0}, linear},
+    {"group norm of a host input", {{HOST, 4, {1, 4, 4, 16}}, {VECTOR, 1, {16}}, {VECTOR, 1, {16}}}, {4, 1}, group_norm},
+    {"attention to host inputs", {{HOST, 3, {1, 20, 32}}, {HOST, 3, {1, 30, 32}}, {HOST, 3, {1, 30, 32}}}, {2, 0}, attention},
     {"conv 3x3, large", {{ACTIVATION, 4, {1, 32, 32, 32}}, {FROZEN_WEIGHT, 3, {9, 128, 32}}}, {3, 1, 1, 1}, conv},
     {"conv 3x3, rank 4 down", {{ACTIVATION, 4, {2, 32, 32, 36}}, {WEIGHT, 3, {9, 4, 36}}}, {3, 1, 1, 1}, conv},
     {"group norm", {{ACTIVATION, 4, {2, 6, 5, 32}}, {VECTOR, 1, {32}}, {VECTOR, 1, {32}}}, {8, 0}, group_norm},
@@ -148,7 +153,7 @@ static tensor *make_trained(tape *t, tensor_pool *pool, const input *in, const f
 static tensor *make_activation(tape *t, tensor_pool *pool, const input *in, tensor **matrix, tensor **host) {
     int64_t c = in->dim[in->rank - 1];
     float *values = random_values((size_t)(c * c), (uint32_t)c, 1.5f / sqrtf((float)c));
-    *host = tape_input(t, "input", DTYPE_COUNT, in->rank, in->dim);
+    *host = tape_input(t, "input", DTYPE_F32, in->rank, in->dim);
     *matrix = make_trained(t, pool, &(input){WEIGHT, 2, {c, c}}, values);
     free(values);
     return op_linear(t, *host, *matrix, NULL, NULL, 1.0f);
@@ -177,7 +182,9 @@ static void run_case(device *d, const test_case *c, results *out) {
     tensor *in[MOST_INPUTS] = {0}, *trained[MOST_INPUTS] = {0}, *host[MOST_INPUTS] = {0};
     for (int i = 0; i < MOST_INPUTS; i++) {
         if (c->in[i].role == NONE) continue;
-        if (c->in[i].role == ACTIVATION)
+        if (c->in[i].role == HOST)
+            in[i] = host[i] = tape_input(t, "input", DTYPE_F32, c->in[i].rank, c->in[i].dim);
+        else if (c->in[i].role == ACTIVATION)
             in[i] = make_activation(t, pool, &c->in[i], &trained[i], &host[i]);
         else
             in[i] = make_input(t, pool, &c->in[i], i);

@@ -146,6 +146,23 @@ def processor(unet):
     return out
 
 
+def tucker(unet, out):
+    """LoCon with lora_mid, at strength 1, by its dense weight: D[o, i, y, x] = sum over n, p of mid[n, p, y, x] up[o, n] down[p, i]."""
+    modules, file = dict(unet.named_modules()), {}
+    for name in ("down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv"):
+        base = modules["base_model.model." + name].get_base_layer()
+        flat, rank = "lora_unet_" + name.replace(".", "_"), 3
+        down, up = torch.randn(rank, base.in_channels, 1, 1), torch.randn(base.out_channels, rank, 1, 1)
+        mid, alpha = torch.randn(rank, rank, 3, 3), torch.tensor(2.0)
+        file |= {flat + ".lora_down.weight": down, flat + ".lora_up.weight": up, flat + ".lora_mid.weight": mid, flat + ".alpha": alpha}
+        dense = torch.einsum("npyx,on,pi->oiyx", mid, up[:, :, 0, 0], down[:, :, 0, 0]) * alpha / rank
+        x = out["x/unet/" + name]
+        out["y_tucker/unet/" + name] = torch.nn.functional.conv2d(
+            x, base.weight + dense, base.bias, stride=base.stride, padding=base.padding
+        ).detach()
+    save_file(file, OUT / "tucker.safetensors")
+
+
 def value(tensor_index, elements):
     i = torch.arange(elements, dtype=torch.int64)
     return (((i * 37 + tensor_index * 101) % 251).to(torch.float32) / 256 - 0.5).to(torch.float16)
@@ -183,6 +200,7 @@ def main():
     out = {}
     reference(unet, UNET, "unet", out)
     reference(text, TEXT, "text_encoder", out)
+    tucker(unet, out)
     save_file({k: v.contiguous() for k, v in out.items()}, OUT / "reference.safetensors")
 
     unet.save_pretrained(OUT / "peft" / "unet")

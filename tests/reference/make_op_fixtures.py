@@ -148,6 +148,25 @@ def mse(count):
     return differentiate(F.mse_loss(x, values(TARGET, count)).reshape(1), count, x=x)
 
 
+def optimizer(max_norm):
+    """Three AdamW steps on three parameters (the second with gradients that need no clipping); displacements after each."""
+    shapes = (7,), (33, 20), (70001,)
+    start = [values(200 + k, *shape) for k, shape in enumerate(shapes)]
+    params = [torch.nn.Parameter(p.detach().clone()) for p in start]
+    adamw = torch.optim.AdamW(params, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.02)
+    out = {}
+    for step in range(3):
+        for k, p in enumerate(params):
+            p.grad = values(210 + 10 * step + k, *p.shape, scale=2.0**-10 if step == 1 else 1.0).detach()
+        norm = torch.nn.utils.clip_grad_norm_(params, max_norm if max_norm else torch.inf)
+        adamw.step()
+        out[f"norm/{step}"] = norm.reshape(1)
+        for k, p in enumerate(params):
+            out[f"moved/{step}/{k}"] = p - start[k]
+            out[f"m/{step}/{k}"], out[f"v/{step}/{k}"] = (adamw.state[p][key].clone() for key in ("exp_avg", "exp_avg_sq"))
+    return out
+
+
 CASES = {
     linear: [
         (1, 1, 1, 0, 0, 256), (1, 5, 3, 1, 0, 256), (7, 33, 17, 1, 1, 256), (154, 48, 20, 0, 1, 128), (64, 64, 64, 1, 0, 256),
@@ -184,6 +203,7 @@ CASES = {
     ],
     sum_pixels: [(1, 1, 1), (3, 35, 20), (2, 1024, 8), (1, 117, 33)],
     mse: [(1,), (35,), (5000,), (70000,)],
+    optimizer: [(0,), (0.5,)],
 }
 
 

@@ -124,7 +124,7 @@ static void add_unet(tiny_list *list) {
     tiny_name n;
     add_linear(list, join(&n, p, "time_embed.0"), time, base, true);
     add_linear(list, join(&n, p, "time_embed.2"), time, time, true);
-    add_conv(list, join(&n, p, "input_blocks.0.0"), base, 4, 3);
+    add_conv(list, join(&n, p, "input_blocks.0.0"), base, list->shape.unet_inputs ? list->shape.unet_inputs : 4, 3);
     int channels = add_unet_down(list, p, skips, &skip_count);
     add_unet_resnet(list, join(&n, p, "middle_block.0"), channels, channels, time);
     add_transformer(list, join(&n, p, "middle_block.1"), channels, list->shape.text_width);
@@ -303,8 +303,8 @@ bool tiny_model_write_shape(const char *path, uint64_t seed, tiny_model_shape sh
 }
 
 bool tiny_model_write(const char *path, uint64_t seed) {
-    return tiny_model_write_shape(path, seed,
-                                  (tiny_model_shape){TINY_UNET_CHANNELS, TINY_VAE_CHANNELS, TINY_TEXT_WIDTH, TINY_TEXT_LAYERS, DTYPE_F16});
+    return tiny_model_write_shape(
+        path, seed, (tiny_model_shape){TINY_UNET_CHANNELS, TINY_VAE_CHANNELS, TINY_TEXT_WIDTH, TINY_TEXT_LAYERS, DTYPE_F16, 4});
 }
 
 bool tiny_lora_write(const char *path, uint64_t seed, int width) {

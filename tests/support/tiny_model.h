@@ -14,7 +14,8 @@ typedef struct tiny_model_shape {
     int unet_channels, vae_channels; /* multiples of 32 */
     int text_width;                  /* a multiple of 64; also the U-Net's context width */
     int text_layers;
-    dtype type; /* DTYPE_F32, DTYPE_F16 or DTYPE_BF16 */
+    dtype type;      /* DTYPE_F32, DTYPE_F16 or DTYPE_BF16 */
+    int unet_inputs; /* channels; 0: 4, as all but inpainting models have */
 } tiny_model_shape;
 
 /* fp16 and the sizes above. */
