@@ -1,3 +1,4 @@
+#define _DEFAULT_SOURCE /* madvise */
 #include "base/file.h"
 
 #include "base/memory.h"
@@ -36,6 +37,12 @@ bool file_map_open(file_map *map, const char *path, error *err) {
 void file_map_close(file_map *map) {
     if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
     *map = (file_map){0};
+}
+
+void file_map_forget(const void *data, size_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)data + page - 1) / page * page,
+              end = ((uintptr_t)data + size) / page * page;
+    if (end > first) madvise((void *)first, end - first, MADV_DONTNEED);
 }
 
 bool file_writer_open(file_writer *writer, const char *path, error *err) {

@@ -17,6 +17,9 @@ typedef struct file_map {
 bool file_map_open(file_map *map, const char *path, error *err);
 void file_map_close(file_map *map);
 
+/* Pages of a mapping that were read and will not be needed soon: memory gives them back, the next read brings them again. */
+void file_map_forget(const void *data, size_t size);
+
 /* A file under a temporary name beside `path`; commit flushes it to disk and renames it onto `path`, discard removes it.
    Until commit, what stood at `path` is untouched. */
 typedef struct file_writer {

@@ -325,3 +325,12 @@ const checkpoint_tensor *checkpoint_need_shape(const checkpoint *c, checkpoint_p
               strchr(want, '-') ? " (-1: any size)" : "");
     return NULL;
 }
+
+void checkpoint_forget(const checkpoint *c, const checkpoint_tensor *tensor) {
+    const uint8_t *data = tensor->data;
+    for (size_t i = 0; i < c->file_count; i++) {
+        const file_map *map = &c->files[i].map;
+        /* Copies outside the mappings would be lost. */
+        if (data >= map->data && data < map->data + map->size) file_map_forget(data, tensor->bytes);
+    }
+}

@@ -86,6 +86,9 @@ const checkpoint_tensor *checkpoint_need(const checkpoint *c, checkpoint_part pa
 const checkpoint_tensor *checkpoint_need_shape(const checkpoint *c, checkpoint_part part, const char *name, int rank, const int64_t *dims,
                                                error *err);
 
+/* Tells memory that the tensor's bytes in the file will not be read again soon (they are read back when they are). */
+void checkpoint_forget(const checkpoint *c, const checkpoint_tensor *tensor);
+
 /* "U-Net", "VAE", "text encoder" */
 const char *checkpoint_part_name(checkpoint_part part);
 

@@ -57,15 +57,22 @@ static void *taps_first(const checkpoint_tensor *c, int64_t taps) {
     return out;
 }
 
+/* Constants that are copied to the device, or rearranged, leave nothing of the file in memory. */
 static tensor *upload(weights *w, const checkpoint_tensor *c, error *err) {
     int64_t taps = c->rank == 4 ? c->dims[2] * c->dims[3] : 1;
-    if (taps == 1) return tensor_pool_constant(w->pool, c->name, c->type, c->rank == 4 ? 2 : c->rank, c->dims, c->data, err);
-    void *data = taps_first(c, taps);
-    if (!data) {
-        error_set(err, "%s: not enough memory for %zu bytes", c->name, c->bytes);
-        return NULL;
+    tensor *made;
+    if (taps == 1) {
+        made = tensor_pool_constant(w->pool, c->name, c->type, c->rank == 4 ? 2 : c->rank, c->dims, c->data, err);
+    } else {
+        void *data = taps_first(c, taps);
+        if (!data) {
+            error_set(err, "%s: not enough memory for %zu bytes", c->name, c->bytes);
+            return NULL;
+        }
+        made = tensor_pool_constant_owned(w->pool, c->name, c->type, 3, (int64_t[]){taps, c->dims[0], c->dims[1]}, data, err);
     }
-    return tensor_pool_constant_owned(w->pool, c->name, c->type, 3, (int64_t[]){taps, c->dims[0], c->dims[1]}, data, err);
+    if (made && made->cpu != c->data) checkpoint_forget(w->checkpoint, c);
+    return made;
 }
 
 static tensor *load(weights *w, tape *t, const checkpoint_tensor *c) {

@@ -77,6 +77,10 @@ bool train_trace_batch(trainer *t, trace_tensors *x, const traced_batch *b, int 
 bool train_trace_tensors_write(trainer *t, trace_tensors *x, int64_t step, const float *loss, error *err);
 void train_trace_tensors_free(trace_tensors *x);
 
+/* leftovers.c: temporary files beside the output that belong to no running program; step-*.safetensors of an older trace. */
+void train_remove_orphans(const char *output);
+void train_remove_old_tensors(const char *trace_folder);
+
 /* trainer.c */
 int64_t train_epochs(const trainer *t);
 

@@ -38,6 +38,7 @@ bool train_trace_open(trainer *t, error *err) {
         return error_set(err, "--trace %s: cannot make the folder: %s", t->options.trace_folder, strerror(errno));
     char *path = memory_format("%s/trace.jsonl", t->options.trace_folder);
     long kept = t->step > 0 ? kept_bytes(path, t->step) : 0;
+    if (t->step == 0) train_remove_old_tensors(t->options.trace_folder);
     t->trace = fopen(path, kept ? "r+b" : "wb");
     bool ok = t->trace && fseek(t->trace, kept, SEEK_SET) == 0 && ftruncate(fileno(t->trace), kept) == 0;
     if (!ok) error_set(err, "--trace: cannot write %s: %s", path, strerror(errno));

@@ -379,6 +379,7 @@ train_result trainer_run(trainer *t, const train_events *events, error *err) {
     bool stopped = false, ok = true;
     note_end(t, events);
     if (t->step < t->steps) {
+        train_remove_orphans(t->options.output);
         ok = train_encode_pictures(t, events, &stopped, err);
         if (ok && !stopped) ok = train_encode_captions(t, events, err) && train_trace_open(t, err) && loop(t, events, &stopped, err);
     }

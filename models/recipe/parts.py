@@ -183,18 +183,3 @@ def alphas_cumprod():
     """Stable Diffusion's noise schedule."""
     betas = torch.linspace(0.00085 ** .5, 0.012 ** .5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
-
-
-class Float32Attention:
-    """Attention in float32 whatever autocast says: at these narrow heads bf16 is the slower one."""
-
-    def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None, **_):
-        batch, tokens, _ = hidden.shape
-        context = hidden if encoder_hidden_states is None else encoder_hidden_states
-
-        def heads(x):
-            return x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2).float()
-
-        out = F.scaled_dot_product_attention(
-            heads(attn.to_q(hidden)), heads(attn.to_k(context)), heads(attn.to_v(context)))
-        return attn.to_out[0](out.transpose(1, 2).reshape(batch, tokens, -1).to(hidden.dtype))

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from parts import (SCALING, Float32Attention, UsedWords, alphas_cumprod, begin_silent, make_text_encoder,
+from parts import (SCALING, UsedWords, alphas_cumprod, begin_silent, make_text_encoder,
                    make_tokenizer, make_unet, make_vae, tokenize)
 from sample import contact_sheet
 from train_vae import rate
@@ -70,6 +70,10 @@ class Pool:
                 i = self.rng.randrange(len(self.latents[shape]))
                 self.latents[shape][i], self.ids[shape][i] = latent, ids
 
+    def save(self, path):
+        torch.save((self.latents, self.ids), path + ".tmp")
+        os.replace(path + ".tmp", path)
+
     def batch(self, count):
         shape = self.rng.choices(range(len(SHARES)), SHARES)[0]
         pick = [self.rng.randrange(len(self.latents[shape])) for _ in range(count)]
@@ -121,7 +125,7 @@ class Run:
         self.unet, self.text = begin_silent(make_unet()), make_text_encoder()
         words = self.text.embeddings if hasattr(self.text, "embeddings") else self.text.text_model.embeddings
         words.token_embedding = UsedWords(words.token_embedding, self._vocabulary())
-        self.unet.set_attn_processor(Float32Attention())
+        self.unet = self.unet.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.unet, self.text, args.lr), betas=(.9, .99), fused=True)
         self.ema_unet, self.ema_text = copy.deepcopy(self.unet), copy.deepcopy(self.text)
         self.step, self.used = 0, 0.0
@@ -168,10 +172,9 @@ class Run:
         noise = torch.randn_like(z)
         a = self.acp[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * z + (1 - a).sqrt() * noise
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            context = self.text(spoil(ids, self.empty, self.rng)).last_hidden_state
-            guess = self.unet(noisy, t, context).sample
-        return ((guess.float() - noise).square().mean((1, 2, 3)) * self.weight[t]).mean()
+        context = self.text(spoil(ids, self.empty, self.rng)).last_hidden_state
+        guess = self.unet(noisy.to(memory_format=torch.channels_last), t, context).sample
+        return ((guess - noise).square().mean((1, 2, 3)) * self.weight[t]).mean()
 
     def train_step(self, z, ids):
         for group in self.optimizer.param_groups:
@@ -201,24 +204,29 @@ def main():
     ap.add_argument("--minutes", type=float, default=90)
     ap.add_argument("--batch", type=int, default=32)
     ap.add_argument("--lr", type=float, default=7e-4)
-    ap.add_argument("--first", type=int, default=8000, help="scenes encoded before the first step")
-    ap.add_argument("--sheet-minutes", type=float, default=8)
+    ap.add_argument("--first", type=int, default=3000, help="scenes encoded before the first step")
+    ap.add_argument("--sheet-minutes", type=float, default=6)
     ap.add_argument("--seed", type=int, default=1)
     a = ap.parse_args()
     run = Run(a)
     pool = Pool(run.vae, run.tokenizer, a.seed + 1000 + run.step, SHAPES[a.size])
     last, recent = time.time(), []
+    stored = os.path.join(a.state, f"pool{a.size}.pt")
+    if os.path.exists(stored):
+        pool.latents, pool.ids = torch.load(stored)
     for shape, share in enumerate(SHARES):
-        for _ in range(int(a.first * share) // 40):
+        while len(pool.latents[shape]) < a.first * share:
             pool.grow(40, shape)
+    pool.save(stored)
     print(f"pool ready after {time.time() - last:.0f} s", flush=True)
     if run.step == 0 and not a.start:
         right = warm_up(run.text, run.tokenizer, torch.stack(sum(pool.ids, [])))
         run.ema_text.load_state_dict(run.text.state_dict())
-        print(f"text encoder reads {right:.0%} of the captions fully right after {time.time() - last:.0f} s", flush=True)
+        print(f"text encoder reads {right:.0%} of the captions fully right", flush=True)
+    last = time.time()
     saved_at = run.used
     while run.used < a.minutes * 60:
-        if run.step % 10 == 0:
+        if run.step % 25 == 0:
             pool.grow(40, pool.rng.choices(range(len(SHARES)), SHARES)[0])
         recent.append(run.train_step(*pool.batch(a.batch)))
         now = time.time()
@@ -230,6 +238,7 @@ def main():
         if run.used - saved_at > a.sheet_minutes * 60 or run.used >= a.minutes * 60:
             saved_at = run.used
             run.save()
+            pool.save(stored)
             run.sheet(f"sheet{a.size}_{run.step:06d}.png")
 
 

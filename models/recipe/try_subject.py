@@ -16,7 +16,7 @@ from peft import LoraConfig
 from PIL import Image
 
 from export import load
-from parts import SCALING, Float32Attention, alphas_cumprod, make_tokenizer, tokenize
+from parts import SCALING, alphas_cumprod, make_tokenizer, tokenize
 from sample import generate, save_sheet
 from signature import shows_subject
 from train_unet import pixels
@@ -116,7 +116,6 @@ def main():
     tokenizer = make_tokenizer()
     if not a.skip_base:
         report((unet, text, vae), tokenizer, a.out, "base")
-    unet.set_attn_processor(Float32Attention())
     train(unet, dataset(a.dataset, vae, text, tokenizer), a)
     report((unet, text, vae), tokenizer, a.out, f"lr{a.lr:g}_r{a.rank}_s{a.steps}")
 

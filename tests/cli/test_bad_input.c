@@ -186,7 +186,7 @@ static void make_models(void) {
     write_bytes("empty.safetensors", "", 0);
     write_text("seven.safetensors", "1234567");
     write_text("text.safetensors", "This is not a model, but a text that somebody renamed.\n");
-    write_bytes("pickle.safetensors", "PK\3\4\0\0\10\10\0\0\0\0\0\0\0\0\0\0archive/data.pkl", 36);
+    write_bytes("pickle.safetensors", "PK\3\4\0\0\10\10\0\0\0\0\0\0\0\0\0\0archive/data.pkl", 34);
     write_part("short.safetensors", "good.safetensors", 1000000);
     write_part("header.safetensors", "good.safetensors", 5000);
     write_bytes("huge.safetensors", "\xff\xff\xff\xff\xff\xff\xff\x7f{\"a\":{}}", 16);

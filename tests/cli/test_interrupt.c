@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STEPS = 24, KILLS = 20 };
+enum { KILLS = 20 };
 
 #define TRAIN \
     "train --model model.safetensors --data photos --resolution 64 --rank 4 --steps 24 --save-every-n-steps 3 --device cpu --threads 1 " \

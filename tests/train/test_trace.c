@@ -263,7 +263,8 @@ static void the_update_is_adamw(void **state) {
     for (int k = 0; k < 3; k++) {
         /* Clipped, not clipped, and clipping that never bites. */
         const double max_norm = k == 0 ? 0.01 : k == 1 ? 0 : 1e6;
-        char *name = memory_format("adamw-%d", k), *a = place_output(&here, name), *folder = memory_format("%s/%s/trace", here.folder, name);
+        char *name = memory_format("adamw-%d", k), *a = place_output(&here, name),
+             *folder = memory_format("%s/%s/trace", here.folder, name);
         training t = traced(a, folder);
         t.options.schedule = RATE_CONSTANT;
         t.options.warmup = 0;
@@ -368,9 +369,11 @@ static void a_file_in_the_way_is_named(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(lines_have_the_documented_fields), cmocka_unit_test(step_files_are_complete),
-        cmocka_unit_test(the_update_is_adamw),              cmocka_unit_test(a_resumed_trace_is_that_of_one_training),
-        cmocka_unit_test(tracing_changes_nothing),          cmocka_unit_test(a_file_in_the_way_is_named)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(lines_have_the_documented_fields),
+                                       cmocka_unit_test(step_files_are_complete),
+                                       cmocka_unit_test(the_update_is_adamw),
+                                       cmocka_unit_test(a_resumed_trace_is_that_of_one_training),
+                                       cmocka_unit_test(tracing_changes_nothing),
+                                       cmocka_unit_test(a_file_in_the_way_is_named)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

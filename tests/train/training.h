@@ -141,7 +141,8 @@ static inline bool training_stop(void *user) {
 /* Runs it; the result, or the error, is in *t. */
 static inline void training_run(training *t) {
     const place *p = t->place;
-    char *model = place_path(p, t->model ? t->model : "model.safetensors"), *pictures = place_path(p, t->pictures ? t->pictures : "pictures");
+    char *model = place_path(p, t->model ? t->model : "model.safetensors"),
+         *pictures = place_path(p, t->pictures ? t->pictures : "pictures");
     char *cache = place_path(p, "cache");
     if (!t->options.cache_folder) t->options.cache_folder = cache;
     dataset data = {0};
