@@ -79,11 +79,19 @@ static float e4m3_to_float(uint8_t bits) {
     return sign * bits_to_float((uint32_t)(exponent + 120) << 23 | (uint32_t)mantissa << 20);
 }
 
+/* Element i of an array that may lie at any address: early safetensors writers did not align their data. */
+static uint16_t word_at(const uint16_t *words, size_t i) {
+    uint16_t word;
+    memcpy(&word, (const char *)words + i * sizeof word, sizeof word);
+    return word;
+}
+
 #if defined(__x86_64__)
 __attribute__((target("avx2,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *in, size_t n) {
     size_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + i))));
-    for (; i < n; i++) out[i] = half_to_float(in[i]);
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)((const char *)in + 2 * i))));
+    for (; i < n; i++) out[i] = half_to_float(word_at(in, i));
 }
 #endif
 
@@ -94,7 +102,7 @@ static void halves_to_floats(float *out, const uint16_t *in, size_t n) {
         return;
     }
 #endif
-    for (size_t i = 0; i < n; i++) out[i] = half_to_float(in[i]);
+    for (size_t i = 0; i < n; i++) out[i] = half_to_float(word_at(in, i));
 }
 
 #define CONVERT(type_) \
@@ -112,7 +120,7 @@ void dtype_to_f32(float *out, const void *in, dtype type, size_t n) {
     case DTYPE_F32: memcpy(out, in, n * sizeof *out); break;
     case DTYPE_F16: halves_to_floats(out, words, n); break;
     case DTYPE_BF16:
-        for (size_t i = 0; i < n; i++) out[i] = bfloat_to_float(words[i]);
+        for (size_t i = 0; i < n; i++) out[i] = bfloat_to_float(word_at(words, i));
         break;
     case DTYPE_F64: CONVERT(double);
     case DTYPE_I64: CONVERT(int64_t);

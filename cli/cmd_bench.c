@@ -1,5 +1,6 @@
 /* vulora bench: times one part of the model on a device, on random input. A part is a row of the table. */
 #include "base/memory.h"
+#include "cli/bench_limit.h"
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
@@ -21,6 +22,7 @@ typedef struct bench {
     float *timesteps;
     int *steps;
     int32_t *ids;
+    bench_limit limit;
 } bench;
 
 typedef struct bench_part {
@@ -135,20 +137,6 @@ static double median(const double *runs, int64_t count) {
     return middle;
 }
 
-static void print_json(const bench *b, const double *runs, int64_t count, json_int_t rss) {
-    const device *d = b->session.device;
-    json_t *list = json_array(), *root;
-    for (int64_t i = 0; i < count; i++) json_array_append_new(list, json_real(runs[i]));
-    root = json_pack("{s:s, s:s, s:s, s:i, s:[i,i], s:i, s:o, s:f, s:I, s:I}", "part", b->options->part, "device", d->name, "precision",
-                     d->activation == DTYPE_F16 ? "fp16" : "fp32", "threads", d->threads, "resolution", b->width, b->height, "batch_size",
-                     b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
-                     (json_int_t)(d->gpu ? d->peak_bytes : 0));
-    char *text = root ? json_dumps(root, 0) : NULL;
-    if (text) puts(text);
-    free(text);
-    json_decref(root);
-}
-
 typedef struct op_time {
     const char *name;
     int records;
@@ -178,27 +166,63 @@ static int by_time(const void *a, const void *b) {
     return (x->seconds < y->seconds) - (x->seconds > y->seconds);
 }
 
-/* Shares of the time by operation, warm-up included. */
-static void print_ops(const bench *b) {
+static op_times collect_ops(const bench *b) {
     op_times times = {.count = 0};
     if (b->learner)
         learner_profile(b->learner, add_op, &times);
     else
         pipeline_profile(b->session.pipeline, find_part(b->options->part)->part, add_op, &times);
     qsort(times.item, (size_t)times.count, sizeof *times.item, by_time);
-    for (int i = 0; i < times.count && times.total > 0; i++)
-        printf("  %-28s %5.1f %%  %5d calls of a run\n", times.item[i].name, 100 * times.item[i].seconds / times.total,
-               times.item[i].records);
+    return times;
+}
+
+/* Operations of one run; 0 where the device does not count them. */
+static double flops_of_a_run(const bench *b, const op_times *times) {
+    double all = 0;
+    for (int i = 0; i < times->count; i++) all += times->item[i].flops;
+    return all / (double)(b->options->repeats + 1);
+}
+
+/* Shares of the time by operation, warm-up included. */
+static void print_ops(const bench *b, const op_times *times) {
+    for (int i = 0; i < times->count && times->total > 0; i++) {
+        const op_time *o = &times->item[i];
+        printf("  %-28s %5.1f %%  %5lld calls", o->name, 100 * o->seconds / times->total,
+               (long long)(o->records / (b->options->repeats + 1)));
+        if (o->flops > 0) printf("  %7.1f GFLOP/s", 1e-9 * o->flops / o->seconds);
+        puts("");
+    }
+}
+
+static void print_json(const bench *b, const double *runs, int64_t count, json_int_t rss) {
+    const device *d = b->session.device;
+    op_times times = collect_ops(b);
+    json_t *list = json_array(), *root;
+    for (int64_t i = 0; i < count; i++) json_array_append_new(list, json_real(runs[i]));
+    root = json_pack("{s:s, s:s, s:s, s:i, s:[i,i], s:i, s:o, s:f, s:I, s:I, s:f, s:{s:f, s:f}}", "part", b->options->part, "device",
+                     d->name, "precision", d->activation == DTYPE_F16 ? "fp16" : "fp32", "threads", d->threads, "resolution", b->width,
+                     b->height, "batch_size", b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
+                     (json_int_t)(d->gpu ? d->peak_bytes : 0), "flops_per_run", flops_of_a_run(b, &times), "limits",
+                     "matrix_product_flops_per_s", b->limit.flops, "memory_bytes_per_s", b->limit.bytes);
+    char *text = root ? json_dumps(root, 0) : NULL;
+    if (text) puts(text);
+    free(text);
+    json_decref(root);
 }
 
 static void print_text(const bench *b, const double *runs, int64_t count, uint64_t rss) {
     char a[24], c[24];
     const device *d = b->session.device;
+    op_times times = collect_ops(b);
+    double flops = flops_of_a_run(b, &times), middle = median(runs, count);
     printf("%s at %dx%d, batch %d, %s %s: median %.4g s of %lld runs", b->options->part, b->width, b->height, b->n, d->name,
-           d->activation == DTYPE_F16 ? "fp16" : "fp32", median(runs, count), (long long)count);
+           d->activation == DTYPE_F16 ? "fp16" : "fp32", middle, (long long)count);
     printf("; peak memory %s%s%s\n", terminal_bytes(rss, a), d->gpu ? ", on the device " : "",
            d->gpu ? terminal_bytes(d->peak_bytes, c) : "");
-    print_ops(b);
+    if (flops > 0) printf("%.1f GFLOP in a run: %.1f GFLOP/s\n", 1e-9 * flops, 1e-9 * flops / middle);
+    printf("the device's own limits, measured: matrix product %.1f GFLOP/s, memory %.1f GB/s\n", 1e-9 * b->limit.flops,
+           1e-9 * b->limit.bytes);
+    print_ops(b, &times);
 }
 
 static bool measure(bench *b, double *runs, error *err) {
@@ -234,9 +258,12 @@ int cmd_bench(const options *o) {
         make_input(&b);
         ok = (strcmp(o->part, "train-step") || make_learner(&b, &err)) && measure(&b, runs, &err);
     }
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage); /* before the limits are measured, which takes memory of its own */
+    size_t device_peak = ok ? b.session.device->peak_bytes : 0;
+    ok = ok && bench_limit_measure(b.session.device, &b.limit, &err);
     if (ok) {
-        struct rusage usage;
-        getrusage(RUSAGE_SELF, &usage);
+        b.session.device->peak_bytes = device_peak;
         if (o->json)
             print_json(&b, runs, o->repeats, (json_int_t)usage.ru_maxrss * 1024);
         else

@@ -263,6 +263,7 @@ static bool prepare(training *t, error *err) {
 }
 
 static int run(training *t, error *err) {
+    char text[24];
     train_outlook outlook;
     if (!prepare(t, err) || !trainer_measure(t->trainer, &outlook, err)) return terminal_fail(err);
     say_outlook(t, &outlook);
@@ -278,6 +279,7 @@ static int run(training *t, error *err) {
     train_result result = trainer_run(t->trainer, &events, err);
     progress_end(&t->progress);
     if (result == TRAIN_FAILED) return terminal_fail(err);
+    terminal_detail("memory used on the device at most: %s", terminal_bytes(t->session.device->peak_bytes, text));
     if (result == TRAIN_DONE) return EXIT_DONE;
     if (result == TRAIN_STOPPED_EARLY)
         terminal_say("stopped before the first step; nothing was written, the same command begins again");

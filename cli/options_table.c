@@ -13,7 +13,6 @@
 static const option_choice precisions[] = {
     {"auto", NULL}, {"fp32", "float|float32|no"}, {"fp16", "float16|half"}, {"bf16", "bfloat16"}, {0}};
 static const option_choice save_precisions[] = {{"fp16", "float16|half"}, {"bf16", "bfloat16"}, {"fp32", "float|float32"}, {0}};
-static const option_choice cpu_kernels[] = {{"auto", NULL}, {"portable", NULL}, {0}};
 static const option_choice kinds[] = {{"lora", NULL}, {"locon", NULL}, {0}};
 static const option_choice optimizers[] = {{"adamw", "adamw8bit|pagedadamw|pagedadamw8bit|pagedadamw32bit"}, {0}};
 static const option_choice schedulers[] = {{"constant", "constant-with-warmup"}, {"linear", NULL}, {"cosine", NULL}, {0}};
@@ -44,7 +43,7 @@ const option option_table[] = {
     {"caption-extension", "caption-extention", OPTION_TEXT, COMMAND_TRAIN, FIELD(caption_extension), .value = "EXT",
      .group = "Pictures to learn from", .help = "caption files end in this (default: .txt, else .caption)"},
     {"resolution", NULL, OPTION_SIZE, LEARN, FIELD(resolution), 64, 4096, 8, .value = "WxH", .group = "Pictures to learn from",
-     .help = "picture size to train at, one number is a square (default: 512, the demo model 128)"},
+     .help = "picture size to train at, one number is a square (default: 512, small models 128)"},
     {"bucket", "enable-bucket", OPTION_SWITCH, COMMAND_TRAIN, FIELD(bucket), .fallback = "1", .group = "Pictures to learn from",
      .help = "sort images into aspect ratio buckets instead of cropping all to one shape"},
     {"min-bucket-reso", NULL, OPTION_INT, COMMAND_TRAIN, FIELD(min_bucket), 64, 4096, 8, .value = "N", .group = "Pictures to learn from",
@@ -105,7 +104,7 @@ const option option_table[] = {
      .help = "with --trace: also every tensor of the first N steps"},
 
     {"steps", "max-train-steps", OPTION_INT, COMMAND_TRAIN, FIELD(steps), 1, 1e8, .value = "N", .group = "Training",
-     .help = "optimizer steps (default: enough for 1500 images, in whole epochs)"},
+     .help = "optimizer steps (default: 1600 images' worth)"},
     {"epochs", "max-train-epochs", OPTION_INT, COMMAND_TRAIN, FIELD(epochs), 1, 1e8, .value = "N", .group = "Training",
      .help = "passes over the images, instead of --steps"},
     {"batch-size", "train-batch-size", OPTION_INT, LEARN, FIELD(batch_size), 1, 256, .fallback = "1", .value = "N", .group = "Training",
@@ -157,9 +156,9 @@ const option option_table[] = {
     {"cfg", "cfg-scale guidance-scale", OPTION_REAL, DRAW, FIELD(cfg), 0, 100, .fallback = "7", .value = "X", .group = "Picture",
      .help = "how strictly the prompt is followed; 1 ignores the negative prompt"},
     {"width", NULL, OPTION_INT, COMMAND_GENERATE, FIELD(width), 64, 4096, 8, .value = "N", .group = "Picture",
-     .help = "in pixels (default: 512, the demo model 128)"},
+     .help = "in pixels (default: 512, small models 128)"},
     {"height", NULL, OPTION_INT, COMMAND_GENERATE, FIELD(height), 64, 4096, 8, .value = "N", .group = "Picture",
-     .help = "in pixels (default: 512, the demo model 128)"},
+     .help = "in pixels (default: 512, small models 128)"},
     {"batch", "batch-count n-iter", OPTION_INT, COMMAND_GENERATE, FIELD(batch), 1, 10000, .fallback = "1", .value = "N", .group = "Picture",
      .help = "pictures to draw, with seeds N, N+1, ..."},
     {"seed", NULL, OPTION_INT, COMMAND_GENERATE, FIELD(seed), -1, MOST, .fallback = "-1", .value = "N", .group = "Picture",
@@ -180,8 +179,6 @@ const option option_table[] = {
      .group = "Computing", .help = "what activations and base weights are stored in"},
     {"threads", NULL, OPTION_INT, COMPUTE, FIELD(threads), 0, 1024, .fallback = "0", .value = "N", .group = "Computing",
      .help = "CPU threads (0: one for each processor)"},
-    {"cpu-kernels", NULL, OPTION_CHOICE, COMPUTE, FIELD(cpu_kernels), .choices = cpu_kernels, .fallback = "auto", .value = "WHICH",
-     .group = "Computing", .help = "portable leaves out what needs AVX2 or AVX-512"},
 
     {"json", NULL, OPTION_SWITCH, COMMAND_INSPECT | COMMAND_DEVICES | COMMAND_BENCH, FIELD(json), .fallback = "0", .group = "Talk",
      .help = "results for machines"},

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { FULL_CHANNELS = 320 }; /* of SD 1.5's first convolution */
+
 static const char demo_file[] = "demo.safetensors";
 
 /* ---- the demo model ---- */
@@ -47,7 +49,9 @@ char *session_find_model(const char *name, error *err) {
 options_size session_native_size(const session *s) {
     const checkpoint *model = &s->pipeline->model;
     const char *text = model->file_count ? safetensors_metadata(&model->files[0], "modelspec.resolution") : NULL;
-    options_size size = {512, 512};
+    const checkpoint_tensor *first = checkpoint_find(model, CHECKPOINT_UNET, "conv_in.weight");
+    int side = first && first->dims[0] < FULL_CHANNELS ? 128 : 512;
+    options_size size = {side, side};
     int width, height;
     if (text && sscanf(text, "%dx%d", &width, &height) == 2 && width >= 64 && height >= 64 && width % 8 == 0 && height % 8 == 0 &&
         width <= 4096 && height <= 4096)

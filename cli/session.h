@@ -23,7 +23,8 @@ void session_close(session *s);
 /* The file that --model means: `demo` is the model that comes with the program. Freed by the caller; NULL on error. */
 char *session_find_model(const char *name, error *err);
 
-/* Width and height that the model draws best: what its metadata says (modelspec.resolution), else 512. */
+/* Width and height that the model draws best: what its metadata says (modelspec.resolution), else 512, or 128 for a model narrower
+   than SD 1.5. */
 options_size session_native_size(const session *s);
 
 #endif

@@ -95,7 +95,7 @@ static void scores(const record *r, const float *q, const float *k, int64_t firs
 static void forward_cpu(const record *r, const device *d) {
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width,
             blocks = (tq + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(dynamic) num_threads(d->threads) /* each has its part of the scratch memory */
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (forward_flops(r) > OP_SMALL) /* each has its part of the scratch memory */
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads * blocks; job++) {
         int64_t n = job / blocks / heads, h = job / blocks % heads, first = job % blocks * BLOCK,
                 count = tq - first < BLOCK ? tq - first : BLOCK;
@@ -130,7 +130,7 @@ OP_HOT static void row_score_grad(const float *p, float *dp, int64_t n, float de
 
 static void grad_cpu(const record *r, const device *d) {
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width;
-#pragma omp parallel for schedule(dynamic) num_threads(d->threads) /* each has its part of the scratch memory */
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (grad_flops(r) > OP_SMALL)
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads; job++) {
         int64_t n = job / heads, h = job % heads, qs = n * tq * ld + h * width, ks = n * tk * ld + h * width;
         const float *dy = (const float *)r->in[0]->cpu + qs, *q = (const float *)r->in[1]->cpu + qs, *k = (const float *)r->in[2]->cpu + ks;

@@ -75,7 +75,7 @@ static int64_t pixels_in(const record *r) { return r->i[I_N] * r->i[I_H] * r->i[
  */
 static void gather_forward(const record *r, const float *x, int64_t first, int64_t count, float *rows) {
     const int64_t *i = r->i, c = i[I_C], kernel = i[I_KERNEL];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count * kernel * kernel * c > OP_SMALL)
     for (int64_t p = first; p < first + count; p++) {
         int64_t n = p / (i[I_OH] * i[I_OW]), oy = p / i[I_OW] % i[I_OH], ox = p % i[I_OW];
         float *row = rows + (p - first) * kernel * kernel * c;
@@ -93,7 +93,7 @@ static void gather_forward(const record *r, const float *x, int64_t first, int64
 /* The same for backward-data: for input pixel q the output pixels that saw it through each tap. */
 static void gather_backward(const record *r, const float *dy, int64_t first, int64_t count, float *rows) {
     const int64_t *i = r->i, o = i[I_O], kernel = i[I_KERNEL], stride = i[I_STRIDE];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count * kernel * kernel * o > OP_SMALL)
     for (int64_t q = first; q < first + count; q++) {
         int64_t n = q / (i[I_H] * i[I_W]), y = q / i[I_W] % i[I_H], x = q % i[I_W];
         float *row = rows + (q - first) * kernel * kernel * o;
@@ -112,7 +112,7 @@ static void gather_backward(const record *r, const float *dy, int64_t first, int
 static void expand_forward(const record *r, int64_t first, int64_t count, float *panel) {
     const tensor *w = r->in[IN_W];
     int64_t taps = taps_of(r), c = r->i[I_C], all = r->i[I_O];
-#pragma omp parallel for schedule(static) collapse(2)
+#pragma omp parallel for schedule(static) collapse(2) if (count * taps * c > OP_SMALL)
     for (int64_t o = 0; o < count; o++)
         for (int64_t tap = 0; tap < taps; tap++)
             dtype_to_f32(panel + (o * taps + tap) * c, cpu_at(w, (tap * all + first + o) * c), w->type, (size_t)c);
@@ -159,7 +159,7 @@ static void forward_cpu(const record *r, const device *d) {
     const float *bias = r->in[IN_BIAS] ? r->in[IN_BIAS]->cpu : NULL, *shift = r->in[IN_SHIFT] ? r->in[IN_SHIFT]->cpu : NULL;
     if (!bias && !shift) return;
     int64_t image = r->i[I_OH] * r->i[I_OW];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * o > OP_SMALL)
     for (int64_t i = 0; i < pixels; i++) add_row(y + i * o, bias, shift ? shift + i / image * o : NULL, o);
 }
 

@@ -73,7 +73,7 @@ static size_t scratch(const record *r, const device *d) {
 }
 
 static void add_bias(float *c, const float *bias, int64_t m, int64_t n) {
-#pragma omp parallel for schedule(static) if (m * n > 16384)
+#pragma omp parallel for schedule(static) if (m * n > OP_SMALL)
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) c[i * n + j] += bias[j];
 }

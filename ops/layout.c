@@ -72,7 +72,7 @@ tensor *op_sum_pixels(tape *t, tensor *x) {
 /* ---- CPU ---- */
 
 static void copy_columns(float *to, int64_t to_width, const float *from, int64_t from_width, int64_t count, int64_t rows) {
-#pragma omp parallel for schedule(static) if (rows * count > 16384)
+#pragma omp parallel for schedule(static) if (rows * count > OP_SMALL)
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_width, from + i * from_width, (size_t)count * sizeof *to);
 }
 
@@ -98,7 +98,7 @@ static int64_t nearest(int64_t i, int64_t in, int64_t out) {
 static void upsample_cpu(const record *r, const device *d) {
     (void)d;
     const int64_t *i = r->i, c = i[I_C];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (i[I_N] * i[I_OH] * i[I_OW] * c > OP_SMALL)
     for (int64_t row = 0; row < i[I_N] * i[I_OH]; row++) {
         int64_t n = row / i[I_OH], y = nearest(row % i[I_OH], i[I_H], i[I_OH]);
         const float *from = (const float *)r->in[0]->cpu + (n * i[I_H] + y) * i[I_W] * c;
@@ -111,7 +111,7 @@ static void upsample_cpu(const record *r, const device *d) {
 static void upsample_grad_cpu(const record *r, const device *d) {
     (void)d;
     const int64_t *i = r->i, c = i[I_C];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (i[I_N] * i[I_OH] * i[I_OW] * c > OP_SMALL)
     for (int64_t row = 0; row < i[I_N] * i[I_H]; row++) {
         int64_t n = row / i[I_H], y = row % i[I_H];
         float *dx = (float *)r->out[0]->cpu + row * i[I_W] * c;
@@ -133,7 +133,7 @@ static void sum_pixels_cpu(const record *r, const device *d) {
     for (int64_t n = 0; n < r->i[I_N]; n++) {
         const float *x = (const float *)r->in[0]->cpu + n * pixels * c;
         float *y = (float *)r->out[0]->cpu + n * c;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
         for (int64_t j = 0; j < c; j++) {
             double sum = 0;
             for (int64_t p = 0; p < pixels; p++) sum += (double)x[p * c + j];

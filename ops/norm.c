@@ -78,7 +78,7 @@ OP_HOT static void sum_rows(const float *x, const float *centre, int64_t rows, i
 /* Sums over the pixels of image n: per channel x, or (x - centre)^2. partial: [PARTS, c]. */
 static void image_sums(const float *x, const float *centre, int64_t pixels, int64_t c, float *partial, double *sums) {
     memset(partial, 0, (size_t)(PARTS * c) * sizeof *partial);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
     for (int part = 0; part < PARTS; part++) {
         int64_t first = pixels * part / PARTS, end = pixels * (part + 1) / PARTS;
         /* Short runs keep fp32 sums exact enough; the runs are added up in double by the caller's loop over parts. */
@@ -130,7 +130,7 @@ static void group_norm_cpu(const record *r, const device *d) {
             a[j] = gamma[j] * stats[2 * (j / width) + 1];
             b[j] = beta[j] - stats[2 * (j / width)] * a[j];
         }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
         for (int part = 0; part < PARTS; part++) {
             int64_t first = pixels * part / PARTS, end = pixels * (part + 1) / PARTS;
             normalize_rows(x + first * c, y + first * c, end - first, c, a, b, r->i[I_SILU] != 0);
@@ -169,7 +169,7 @@ static void group_norm_grad_cpu(const record *r, const device *d) {
         float *dx = (float *)r->out[0]->cpu + n * pixels * c;
         for (int64_t j = 0; j < c; j++) mean[j] = stats[2 * (j / width)], rstd[j] = stats[2 * (j / width) + 1];
         memset(partial, 0, (size_t)(2 * PARTS * c) * sizeof *partial);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
         for (int part = 0; part < PARTS; part++)
             for (int64_t i = pixels * part / PARTS; i < pixels * (part + 1) / PARTS; i++)
                 grad_row_sums(x + i * c, dy + i * c, c, mean, rstd, gamma, beta, silu, partial + part * c, partial + (PARTS + part) * c);
@@ -181,7 +181,7 @@ static void group_norm_grad_cpu(const record *r, const device *d) {
             for (int64_t j = g * width; j < (g + 1) * width; j++)
                 g_mean[j] = (float)(sum / (double)(pixels * width)), gx_mean[j] = (float)(sum_x / (double)(pixels * width));
         }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
         for (int64_t i = 0; i < pixels; i++) grad_row(x + i * c, dy + i * c, dx + i * c, c, mean, rstd, gamma, beta, silu, g_mean, gx_mean);
     }
 }
@@ -203,7 +203,7 @@ static void layer_norm_cpu(const record *r, const device *d) {
     int64_t c = r->i[I_CHANNELS];
     const float *x = r->in[IN_X]->cpu;
     float *y = r->out[0]->cpu, *stats = r->out[1]->cpu;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (r->i[I_PIXELS] * c > OP_SMALL)
     for (int64_t i = 0; i < r->i[I_PIXELS]; i++)
         layer_norm_row(x + i * c, y + i * c, c, r->in[IN_GAMMA]->cpu, r->in[IN_BETA]->cpu, r->f[0], stats + 2 * i);
 }
@@ -225,7 +225,7 @@ static void layer_norm_grad_cpu(const record *r, const device *d) {
     int64_t c = r->i[I_CHANNELS];
     const float *dy = r->in[0]->cpu, *x = r->in[1]->cpu, *stats = r->in[4]->cpu;
     float *dx = r->out[0]->cpu;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (r->i[I_PIXELS] * c > OP_SMALL)
     for (int64_t i = 0; i < r->i[I_PIXELS]; i++) layer_norm_grad_row(x + i * c, dy + i * c, dx + i * c, c, r->in[2]->cpu, stats + 2 * i);
 }
 

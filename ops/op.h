@@ -4,6 +4,9 @@
 
 #include "ops/ops.h"
 
+/* Elements below which waking threads costs more than they save. */
+enum { OP_SMALL = 1 << 14 };
+
 /* Adds g to the gradient of x, with an op when there is one already. Nothing happens where x needs no gradient. */
 void grad_add(tape *t, tensor *x, tensor *g);
 

@@ -120,7 +120,7 @@ static void geglu_cpu(const record *r, const device *d) {
     const float *x = r->in[0]->cpu;
     float *y = r->out[0]->cpu;
     int64_t n = r->i[I_COLUMNS];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (r->i[I_ROWS] * n > OP_SMALL)
     for (int64_t i = 0; i < r->i[I_ROWS]; i++) geglu_row(y + i * n, x + 2 * i * n, n);
 }
 
@@ -129,7 +129,7 @@ static void geglu_grad_cpu(const record *r, const device *d) {
     const float *dy = r->in[0]->cpu, *x = r->in[1]->cpu;
     float *dx = r->out[0]->cpu;
     int64_t n = r->i[I_COLUMNS];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (r->i[I_ROWS] * n > OP_SMALL)
     for (int64_t i = 0; i < r->i[I_ROWS]; i++) geglu_grad_row(dx + 2 * i * n, dy + i * n, x + 2 * i * n, n);
 }
 

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "case_file.h"
+#include "poison.h"
 
 enum { MOST_TENSORS = 128, MOST_PARAMETERS = 128 };
 
@@ -140,6 +141,7 @@ static void net_plan(net *n) {
     size_t measured;
     if (!plan_measure(n->tape, &measured, &err) || !(n->plan = plan_create(n->tape, &err))) fail_msg("%s", err.text);
     assert_int_equal(measured, plan_arena_bytes(n->plan));
+    if (!poison_temporaries(n->device, n->tape, &err)) fail_msg("%s", err.text);
     net_write(n);
 }
 
@@ -478,8 +480,18 @@ static void test_kept_and_untouched(void **state) {
     device_close(d);
 }
 
+static void test_validation_is_silent(void **state) {
+    (void)state;
+    const char *first;
+    int count = gpu_validation_messages(&first);
+    if (count) fail_msg("%d messages from the validation layer, the first: %s", count, first);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
+#ifndef __SANITIZE_ADDRESS__ /* the layer itself leaks */
+    setenv("VULORA_VK_VALIDATE", "1", 0);
+#endif
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_sharing_changes_nothing),
@@ -488,6 +500,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_first_failure_stays),
         cmocka_unit_test(test_kept_and_untouched),
         cmocka_unit_test(test_vulkan),
+        cmocka_unit_test(test_validation_is_silent),
     };
     return cmocka_run_group_tests_name("graph", tests, NULL, NULL);
 }
