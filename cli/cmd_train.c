@@ -84,6 +84,7 @@ static void say_outlook(const training *t, const train_outlook *w) {
     size_t all = w->constant_bytes + w->adapter_bytes + w->arena_bytes;
     tell(t, "memory: %s = model %s + adapter %s + activations %s%s", terminal_bytes(all, a), terminal_bytes(w->constant_bytes, b),
          terminal_bytes(w->adapter_bytes, c), terminal_bytes(w->arena_bytes, d), w->checkpoint ? " (recomputed in the backward pass)" : "");
+    if (w->encode_bytes > all) tell(t, "encoding the pictures, before that, takes %s", terminal_bytes(w->encode_bytes, a));
     if (w->resumed) tell(t, "going on from step %" PRId64, w->resumed);
 }
 

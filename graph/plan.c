@@ -31,13 +31,20 @@ typedef struct op_profile {
     double seconds, flops;
 } op_profile;
 
+struct shared_arena {
+    device *device;
+    size_t bytes, block_bytes;
+    void *memory;        /* CPU */
+    gpu_buffer **blocks; /* Vulkan: of block_bytes each, the last as small as will do */
+    int block_count;
+};
+
 struct plan {
     tape *tape;
     device *device;
     size_t bytes;
-    void *arena;         /* CPU */
-    gpu_buffer **blocks; /* Vulkan */
-    int block_count;
+    shared_arena *arena;
+    bool shared; /* the arena is not this plan's own */
     gpu_recording *recording;
     op_profile profile[64];
     int profile_count;
@@ -163,15 +170,16 @@ static void layout_free(layout *l) {
     free(l->item_of);
 }
 
+/* How much of the arena may lie in one piece. */
+static size_t block_limit(const device *d) {
+    return d->gpu ? gpu_get_limits(d->gpu)->allocation_bytes / ALIGNMENT * ALIGNMENT : (size_t)1 << 62;
+}
+
 static bool layout_make(layout *l, tape *t, error *err) {
-    *l = (layout){.block_bytes = (size_t)1 << 62};
-    if (tape_error(t)) return error_set(err, "%s", tape_error(t));
     device *d = tape_device(t);
-    size_t range = l->block_bytes;
-    if (d->gpu) {
-        l->block_bytes = gpu_get_limits(d->gpu)->allocation_bytes / ALIGNMENT * ALIGNMENT;
-        range = gpu_get_limits(d->gpu)->range_bytes;
-    }
+    *l = (layout){.block_bytes = block_limit(d)};
+    if (tape_error(t)) return error_set(err, "%s", tape_error(t));
+    size_t range = d->gpu ? gpu_get_limits(d->gpu)->range_bytes : l->block_bytes;
     find_lifetimes(l, t);
     for (int i = 0; i < l->tensor_count; i++) {
         char shape[64];
@@ -186,49 +194,78 @@ static bool layout_make(layout *l, tape *t, error *err) {
     return true;
 }
 
-bool plan_measure(tape *t, size_t *arena_bytes, error *err) {
+bool plan_measure(tape *t, size_t *bytes, error *err) {
     layout l;
     bool ok = layout_make(&l, t, err);
-    *arena_bytes = l.bytes;
+    *bytes = l.bytes;
     layout_free(&l);
     return ok;
 }
 
 /* ---- the plan ---- */
 
-static bool make_arena(plan *p, const layout *l, error *err) {
-    device *d = p->device;
-    p->bytes = l->bytes;
-    if (!d->gpu) {
-        p->arena = memory_try_aligned(l->bytes);
-        if (!p->arena) return error_set(err, "not enough memory: this run needs %zu MiB; use a smaller size or batch", l->bytes >> 20);
-        memset(p->arena, 0, l->bytes);
-    } else {
-        p->block_count = (int)((l->bytes + l->block_bytes - 1) / l->block_bytes);
-        p->blocks = memory_new((size_t)p->block_count + 1, sizeof *p->blocks);
-        for (int b = 0; b < p->block_count; b++) {
-            size_t rest = l->bytes - (size_t)b * l->block_bytes;
-            p->blocks[b] = gpu_buffer_create(d->gpu, rest < l->block_bytes ? rest : l->block_bytes, err);
-            if (!p->blocks[b])
-                return error_prefix(err, "%s: this run needs %zu MiB of device memory; use a smaller size or batch", d->name,
-                                    l->bytes >> 20);
-        }
+static bool allocate_blocks(shared_arena *a, error *err) {
+    a->block_count = (int)((a->bytes + a->block_bytes - 1) / a->block_bytes);
+    a->blocks = memory_new((size_t)a->block_count + 1, sizeof *a->blocks);
+    for (int b = 0; b < a->block_count; b++) {
+        size_t rest = a->bytes - (size_t)b * a->block_bytes;
+        a->blocks[b] = gpu_buffer_create(a->device->gpu, rest < a->block_bytes ? rest : a->block_bytes, err);
+        if (!a->blocks[b])
+            return error_prefix(err, "%s: this run needs %zu MiB of device memory; use a smaller size or batch", a->device->name,
+                                a->bytes >> 20);
     }
-    d->live_bytes += p->bytes;
-    if (d->live_bytes > d->peak_bytes) d->peak_bytes = d->live_bytes;
     return true;
 }
 
+static void release_blocks(shared_arena *a) {
+    for (int b = 0; b < a->block_count; b++)
+        if (a->blocks[b]) gpu_buffer_free(a->blocks[b]);
+    free(a->blocks);
+    free(a->memory);
+    free(a);
+}
+
+shared_arena *arena_create(device *d, size_t bytes, error *err) {
+    shared_arena *a = memory_new(1, sizeof *a);
+    a->device = d;
+    a->bytes = bytes;
+    a->block_bytes = block_limit(d);
+    bool ok;
+    if (d->gpu) {
+        ok = allocate_blocks(a, err);
+    } else {
+        a->memory = memory_try_aligned(bytes);
+        ok = a->memory || error_set(err, "not enough memory: this run needs %zu MiB; use a smaller size or batch", bytes >> 20);
+        if (ok) memset(a->memory, 0, bytes);
+    }
+    if (!ok) {
+        release_blocks(a);
+        return NULL;
+    }
+    d->live_bytes += bytes;
+    if (d->live_bytes > d->peak_bytes) d->peak_bytes = d->live_bytes;
+    return a;
+}
+
+void arena_free(shared_arena *a) {
+    if (!a) return;
+    a->device->live_bytes -= a->bytes;
+    release_blocks(a);
+}
+
+size_t arena_bytes(const shared_arena *a) { return a->bytes; }
+
 static void set_addresses(plan *p, const layout *l) {
+    const shared_arena *a = p->arena;
     for (int i = 0; i < l->tensor_count; i++) {
         tensor *x = l->tensors[i];
         x->offset = l->items[l->item_of[i]].offset;
         x->block = 0;
         if (!p->device->gpu) {
-            x->cpu = (char *)p->arena + x->offset;
+            x->cpu = (char *)a->memory + x->offset;
         } else {
-            x->block = (int)(x->offset / l->block_bytes);
-            x->gpu = (gpu_range){p->blocks[x->block], x->offset % l->block_bytes, x->bytes};
+            x->block = (int)(x->offset / a->block_bytes);
+            x->gpu = (gpu_range){a->blocks[x->block], x->offset % a->block_bytes, x->bytes};
         }
     }
 }
@@ -242,12 +279,22 @@ static bool record_all(plan *p, error *err) {
     return gpu_recording_end(p->recording, err);
 }
 
-plan *plan_create(tape *t, error *err) {
+static bool take_arena(plan *p, shared_arena *shared, error *err) {
+    p->shared = shared != NULL;
+    p->arena = shared ? shared : arena_create(p->device, p->bytes, err);
+    if (!p->arena) return false;
+    return p->bytes <= p->arena->bytes ||
+           error_set(err, "this run needs %zu MiB of memory, %zu MiB were set aside", p->bytes >> 20, p->arena->bytes >> 20);
+}
+
+plan *plan_create_in(tape *t, shared_arena *shared, error *err) {
     plan *p = memory_new(1, sizeof *p);
     p->tape = t;
     p->device = tape_device(t);
     layout l;
-    bool ok = layout_make(&l, t, err) && make_arena(p, &l, err);
+    bool ok = layout_make(&l, t, err);
+    p->bytes = l.bytes;
+    ok = ok && take_arena(p, shared, err);
     if (ok) set_addresses(p, &l);
     layout_free(&l);
     if (ok && p->device->gpu) ok = record_all(p, err);
@@ -256,15 +303,12 @@ plan *plan_create(tape *t, error *err) {
     return NULL;
 }
 
+plan *plan_create(tape *t, error *err) { return plan_create_in(t, NULL, err); }
+
 void plan_free(plan *p) {
     if (!p) return;
     if (p->recording) gpu_recording_free(p->recording);
-    bool made = p->arena || (p->block_count && p->blocks[p->block_count - 1]);
-    if (made) p->device->live_bytes -= p->bytes;
-    for (int b = 0; b < p->block_count; b++)
-        if (p->blocks[b]) gpu_buffer_free(p->blocks[b]);
-    free(p->blocks);
-    free(p->arena);
+    if (!p->shared) arena_free(p->arena);
     tape_free(p->tape);
     free(p);
 }

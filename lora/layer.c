@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct tensor_name {
     char text[192];
@@ -19,9 +20,18 @@ static tensor *layer_weight(const layer_scope *s, const char *name) {
     return weights_get(s->weights, s->tape, tensor_name_of(&n, name, "weight"));
 }
 
+static bool ends_with(const char *text, const char *ending) {
+    size_t n = strlen(text), m = strlen(ending);
+    return n >= m && strcmp(text + n - m, ending) == 0;
+}
+
+/* The U-Net's attention has no bias at its queries, keys and values; everything else has one, and a file that lacks it is not whole. */
 static tensor *layer_bias(const layer_scope *s, const char *name) {
     tensor_name n;
-    return weights_get_optional(s->weights, s->tape, tensor_name_of(&n, name, "bias"));
+    tensor_name_of(&n, name, "bias");
+    bool optional =
+        weights_part(s->weights) == CHECKPOINT_UNET && (ends_with(name, ".to_q") || ends_with(name, ".to_k") || ends_with(name, ".to_v"));
+    return optional ? weights_get_optional(s->weights, s->tape, n.text) : weights_get(s->weights, s->tape, n.text);
 }
 
 static tensor *layer_adapt(const layer_scope *s, tensor *x, tensor *y, tensor *weight, const conv_shape *conv, const char *name) {

@@ -14,7 +14,8 @@ typedef struct layer_scope {
     adapter_stack *adapters; /* NULL: the bare model */
 } layer_scope;
 
-/* name: module path without ".weight". x: [..., in]. residual: [..., out] or NULL. A bias is used when the model has one. */
+/* name: module path without ".weight". x: [..., in]. residual: [..., out] or NULL. The bias belongs to it (the U-Net's to_q, to_k and to_v
+   have none). */
 tensor *layer_linear(const layer_scope *s, tensor *x, tensor *residual, const char *name);
 /* x: [n, h, w, in]; the kernel size comes from the weight. Stride 1: padding keeps the size. residual, shift: as op_conv2d. */
 tensor *layer_conv2d(const layer_scope *s, tensor *x, tensor *residual, tensor *shift, int stride, const char *name);

@@ -95,7 +95,8 @@ static void scores(const record *r, const float *q, const float *k, int64_t firs
 static void forward_cpu(const record *r, const device *d) {
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width,
             blocks = (tq + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (forward_flops(r) > OP_SMALL) /* each has its part of the scratch memory */
+#pragma omp parallel for schedule(dynamic) \
+    num_threads(d->threads) if (forward_flops(r) > OP_SMALL) /* each has its part of the scratch memory */
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads * blocks; job++) {
         int64_t n = job / blocks / heads, h = job / blocks % heads, first = job % blocks * BLOCK,
                 count = tq - first < BLOCK ? tq - first : BLOCK;

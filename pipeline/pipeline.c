@@ -223,6 +223,16 @@ bool pipeline_vae_encode(pipeline *p, const float *image, int n, int height, int
     return ok;
 }
 
+bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, size_t *bytes, error *err) {
+    pipeline_plan slot = {.key = {n, height, width}};
+    tape *t = tape_create(p->device);
+    record_vae_encode(p, t, &slot);
+    tape_keep(slot.out[0]);
+    bool ok = plan_measure(t, bytes, err);
+    tape_free(t);
+    return ok;
+}
+
 bool pipeline_vae_decode(pipeline *p, const float *latents, int n, int h, int w, float *image, error *err) {
     pipeline_plan *slot = prepare(p, PLAN_VAE_DECODE, (int[4]){n, h, w}, err);
     return slot && write_image(p, slot->in[0], latents, err) && plan_run(slot->plan, err) && read_image(p, slot->out[0], image, err);

@@ -43,6 +43,8 @@ bool pipeline_predict(pipeline *p, const float *sample, int n, int h, int w, con
 /* image: [n, 3, height, width] in -1..1, sides multiples of 8. mean, logvar: [n, 4, height / 8, width / 8], before the scaling factor;
    logvar within -30..20 as in diffusers. */
 bool pipeline_vae_encode(pipeline *p, const float *image, int n, int height, int width, float *mean, float *logvar, error *err);
+/* Bytes of the arena that this takes (the VAE's weights are uploaded for it). */
+bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, size_t *bytes, error *err);
 /* latents: [n, 4, h, w] after division by the scaling factor. image: [n, 3, 8h, 8w], not clamped. */
 bool pipeline_vae_decode(pipeline *p, const float *latents, int n, int h, int w, float *image, error *err);
 

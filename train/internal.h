@@ -24,6 +24,7 @@ struct trainer {
     float *contexts;       /* [images, 77, width]; NULL when the text encoder is trained */
     dataset_plan plan;     /* the batches of */
     int64_t planned_epoch; /* this epoch; -1: none yet */
+    size_t arena_bytes;    /* of the largest batch; 0: not measured yet */
     FILE *trace;
 };
 
@@ -57,7 +58,7 @@ typedef struct traced_step {
     const traced_batch *batches;
     int batch_count;
     float loss, grad_norm;
-    float rates[CHECKPOINT_PARTS];
+    double rates[CHECKPOINT_PARTS];
     double seconds;
 } traced_step;
 

@@ -63,6 +63,8 @@ static bool fetch(trainer *t, size_t index, bool flip, const char *vae, const ch
         latent_cache_key(t->data, index, flip, vae, key);
         if (latent_cache_read(*cache, key, channels, h, w, out->mean, out->logvar)) return true;
     }
+    /* Not both models at once: measuring the training has loaded the U-Net, which is loaded again when it is needed. */
+    if (!t->pipeline->weights[CHECKPOINT_VAE]) pipeline_release(t->pipeline, CHECKPOINT_UNET);
     if (!encode(t, index, flip, out, err)) return false;
     error why;
     if (*cache && !latent_cache_write(*cache, key, channels, h, w, out->mean, out->logvar, &why)) {

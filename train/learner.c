@@ -8,9 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Plans of other shapes are kept while all arenas together stay below the largest one plus this. */
-static const size_t SPARE_ARENA_BYTES = (size_t)512 << 20;
-
 /* fp16: the loss is scaled so that small gradients survive. Doubled after so many good updates, halved after a bad one. */
 static const float FIRST_LOSS_SCALE = 4096.0f, LEAST_LOSS_SCALE = 1.0f, MOST_LOSS_SCALE = 65536.0f;
 enum { GOOD_UPDATES = 500 };
@@ -25,7 +22,6 @@ typedef struct step_plan {
     shape shape;
     plan *plan;
     tensor *noisy, *time, *text, *target, *seed, *loss;
-    long used; /* when it ran last */
 } step_plan;
 
 struct learner {
@@ -37,9 +33,9 @@ struct learner {
     int count;
     tensor_pool *pool; /* moments */
     tensor **m, **v;
+    shared_arena *arena; /* of all gradient plans */
     step_plan *plans;
     int plan_count;
-    long clock;
     plan *update;
     tensor *control[CHECKPOINT_PARTS], *norm;
     int64_t steps;
@@ -117,6 +113,7 @@ void learner_set_checkpoint(learner *l, bool recompute) {
 void learner_free(learner *l) {
     if (!l) return;
     drop_plans(l);
+    arena_free(l->arena);
     plan_free(l->update);
     tensor_pool_free(l->pool);
     free(l->plans);
@@ -156,21 +153,12 @@ static bool same_shape(const shape *a, const shape *b) {
     return a->n == b->n && a->h == b->h && a->w == b->w && a->tokens == b->tokens && a->text == b->text;
 }
 
-/* Frees the plans that ran longest ago until the rest is small enough to keep beside a new one. */
-static void make_room(learner *l, size_t coming) {
-    for (;;) {
-        size_t total = coming, largest = coming;
-        int oldest = -1;
-        for (int i = 0; i < l->plan_count; i++) {
-            size_t bytes = plan_arena_bytes(l->plans[i].plan);
-            total += bytes;
-            if (bytes > largest) largest = bytes;
-            if (oldest < 0 || l->plans[i].used < l->plans[oldest].used) oldest = i;
-        }
-        if (oldest < 0 || total <= largest + SPARE_ARENA_BYTES) return;
-        plan_free(l->plans[oldest].plan);
-        l->plans[oldest] = l->plans[--l->plan_count];
-    }
+bool learner_reserve(learner *l, size_t bytes, error *err) {
+    if (l->arena && arena_bytes(l->arena) >= bytes) return true;
+    drop_plans(l);
+    arena_free(l->arena);
+    l->arena = arena_create(l->pipeline->device, bytes, err);
+    return l->arena != NULL;
 }
 
 static step_plan *prepare(learner *l, const shape *s, error *err) {
@@ -179,12 +167,11 @@ static step_plan *prepare(learner *l, const shape *s, error *err) {
     step_plan made;
     tape *t = record_step(l, s, &made);
     size_t bytes;
-    if (!plan_measure(t, &bytes, err)) {
+    if (!plan_measure(t, &bytes, err) || !learner_reserve(l, bytes, err)) {
         tape_free(t);
         return NULL;
     }
-    make_room(l, bytes);
-    if (!(made.plan = plan_create(t, err))) return NULL;
+    if (!(made.plan = plan_create_in(t, l->arena, err))) return NULL;
     l->plans = memory_grow(l->plans, (size_t)l->plan_count + 1, sizeof *l->plans);
     l->plans[l->plan_count] = made;
     return &l->plans[l->plan_count++];
@@ -234,7 +221,6 @@ bool learner_accumulate(learner *l, const learner_batch *batch, float *loss, err
     const shape s = {batch->n, batch->h, batch->w, batch->ids ? (int)l->pipeline->text.positions : batch->tokens, batch->ids != NULL};
     step_plan *step = prepare(l, &s, err);
     if (!step || !write_images(l, step, batch, err) || !write_conditions(l, step, batch, err)) return false;
-    step->used = ++l->clock;
     return plan_run(step->plan, err) && tensor_read(l->pipeline->device, step->loss, loss, err);
 }
 
@@ -325,10 +311,10 @@ void learner_set_loss_scale(learner *l, float scale, int good_steps) {
     l->good_steps = good_steps;
 }
 
-bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *arena_bytes, error *err) {
+bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *bytes, error *err) {
     step_plan made;
     tape *t = record_step(l, &(shape){n, h, w, tokens, text_inside}, &made);
-    bool ok = plan_measure(t, arena_bytes, err);
+    bool ok = plan_measure(t, bytes, err);
     tape_free(t);
     return ok;
 }

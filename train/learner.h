@@ -56,8 +56,10 @@ float learner_loss_scale(const learner *l);
 void learner_set_loss_scale(learner *l, float scale, int good_steps);
 int learner_good_steps(const learner *l); /* since the loss scale last changed */
 
-/* Memory of one batch shape: bytes of its arena, and of everything that stays (weights, parameters, state) so far. */
-bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *arena_bytes, error *err);
+/* Memory of one batch shape: bytes of its arena. Loads the weights it needs. */
+bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *bytes, error *err);
+/* Sets that much aside, so that the arena need not grow later (growing makes every shape's plan anew). */
+bool learner_reserve(learner *l, size_t bytes, error *err);
 /* Seconds per op on the CPU so far, over all shapes. */
 void learner_profile(const learner *l, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user);
 

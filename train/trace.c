@@ -75,7 +75,7 @@ bool train_trace_line(trainer *t, const traced_step *s, error *err) {
     json_t *line =
         json_pack("{s:I, s:I, s:o, s:o, s:o, s:f, s:o, s:{s:f, s:f}, s:f}", "step", (json_int_t)s->step, "epoch", (json_int_t)s->epoch,
                   "images", images, "captions", captions, "timesteps", timesteps, "loss", (double)s->loss, "grad_norm", norm, "lr", "unet",
-                  (double)s->rates[CHECKPOINT_UNET], "text_encoder", (double)s->rates[CHECKPOINT_TEXT_ENCODER], "seconds", s->seconds);
+                  s->rates[CHECKPOINT_UNET], "text_encoder", s->rates[CHECKPOINT_TEXT_ENCODER], "seconds", s->seconds);
     bool ok = line && write_line(t, line, err);
     json_decref(line);
     return ok;

@@ -77,17 +77,35 @@ void trainer_profile(const trainer *t, void (*report)(void *user, const char *op
 
 /* ---- outlook ---- */
 
-static bool largest_arena(trainer *t, size_t *bytes, error *err) {
-    *bytes = 0;
+/* The larger of *largest and the arena of a batch of `n` pictures of a bucket; n 0: there is no such batch. */
+static bool measure_batch(trainer *t, bucket_size size, size_t n, size_t *largest, error *err) {
+    size_t bytes;
+    if (!n) return true;
+    if (!learner_measure(t->learner, (int)n, size.height / 8, size.width / 8, TOKENIZER_LENGTH, learner_trains_text(t->learner), &bytes,
+                         err))
+        return false;
+    if (bytes > *largest) *largest = bytes;
+    return true;
+}
+
+/* Every bucket has full batches, or only a short one. */
+static bool measure_arena(trainer *t, size_t *largest, error *err) {
+    size_t batch = (size_t)t->options.batch_size;
+    *largest = 0;
     for (size_t b = 0; b < t->data->bucket_count; b++) {
-        size_t items = t->data->bucket_items[b], arena;
-        if (!items) continue;
-        int n = (int)(items < (size_t)t->options.batch_size ? items : (size_t)t->options.batch_size);
-        bucket_size size = t->data->buckets[b];
-        if (!learner_measure(t->learner, n, size.height / 8, size.width / 8, TOKENIZER_LENGTH, learner_trains_text(t->learner), &arena,
-                             err))
-            return false;
-        if (arena > *bytes) *bytes = arena;
+        size_t items = t->data->bucket_items[b];
+        if (!measure_batch(t, t->data->buckets[b], items < batch ? items : batch, largest, err)) return false;
+    }
+    return true;
+}
+
+static bool measure_encoding(trainer *t, size_t *largest, error *err) {
+    *largest = 0;
+    for (size_t b = 0; b < t->data->bucket_count; b++) {
+        size_t bytes;
+        if (!t->data->bucket_items[b]) continue;
+        if (!pipeline_measure_vae_encode(t->pipeline, 1, t->data->buckets[b].height, t->data->buckets[b].width, &bytes, err)) return false;
+        if (bytes > *largest) *largest = bytes;
     }
     return true;
 }
@@ -97,9 +115,8 @@ bool trainer_measure(trainer *t, train_outlook *outlook, error *err) {
     for (int i = 0; i < t->adapter->module_count; i++) outlook->modules[t->adapter->modules[i].info->part]++;
     outlook->parameters = adapter_parameters(t->adapter);
     outlook->adapter_bytes = (size_t)outlook->parameters * 4 * sizeof(float);
-    outlook->constant_bytes = t->pipeline->model.parts[CHECKPOINT_UNET].bytes;
-    if (learner_trains_text(t->learner)) outlook->constant_bytes += t->pipeline->model.parts[CHECKPOINT_TEXT_ENCODER].bytes;
-    if (!largest_arena(t, &outlook->arena_bytes, err)) return false;
+    if (!measure_arena(t, &outlook->arena_bytes, err)) return false;
+    outlook->constant_bytes = t->pipeline->device->live_bytes - outlook->adapter_bytes;
     const gpu *g = t->pipeline->device->gpu;
     uint64_t room = g ? gpu_get_info(g)->memory_bytes : UINT64_MAX;
     /* A tenth is left to the desktop and the driver. */
@@ -107,9 +124,13 @@ bool trainer_measure(trainer *t, train_outlook *outlook, error *err) {
     if (tight && t->options.checkpoint < 0) {
         learner_set_checkpoint(t->learner, true);
         t->options.learner.checkpoint = true;
-        if (!largest_arena(t, &outlook->arena_bytes, err)) return false;
+        if (!measure_arena(t, &outlook->arena_bytes, err)) return false;
     }
     outlook->checkpoint = t->options.learner.checkpoint;
+    t->arena_bytes = outlook->arena_bytes;
+    size_t before = t->pipeline->device->live_bytes;
+    if (!measure_encoding(t, &outlook->encode_bytes, err)) return false;
+    outlook->encode_bytes += t->pipeline->device->live_bytes - before;
     return true;
 }
 
@@ -228,7 +249,9 @@ static bool gradients(trainer *t, traced_step *s, traced_batch *batches, trace_t
 
 static bool update(trainer *t, traced_step *s, const train_events *events, error *err) {
     bool applied;
-    if (!learner_update(t->learner, s->rates, &s->grad_norm, &applied, err)) return false;
+    float rates[CHECKPOINT_PARTS];
+    for (int part = 0; part < CHECKPOINT_PARTS; part++) rates[part] = (float)s->rates[part];
+    if (!learner_update(t->learner, rates, &s->grad_norm, &applied, err)) return false;
     if (applied) return true;
     if (t->pipeline->device->activation != DTYPE_F16 || learner_loss_scale(t->learner) <= 1)
         return not_finite(t, s->step, s->batches, "gradient", err);
@@ -336,7 +359,7 @@ static void report(const trainer *t, const traced_step *s, pace *p, const train_
     progress.grad_norm = s->grad_norm;
     progress.seconds = s->seconds;
     progress.seconds_left = elapsed / (double)(t->step - p->first) * (double)(t->steps - t->step);
-    progress.unet_rate = s->rates[CHECKPOINT_UNET];
+    progress.unet_rate = (float)s->rates[CHECKPOINT_UNET];
     events->stepped(events->user, &progress);
 }
 
@@ -346,8 +369,8 @@ static traced_step next_step(const trainer *t) {
     s.epoch = t->step * batches_per_step(t) / t->batches + 1;
     int64_t warmup = (int64_t)(o->warmup < 1 ? o->warmup * (double)t->steps : o->warmup);
     double factor = rate_factor(o->schedule, t->step, t->steps, warmup);
-    s.rates[CHECKPOINT_UNET] = (float)(o->unet_rate * factor);
-    s.rates[CHECKPOINT_TEXT_ENCODER] = (float)(o->text_rate * factor);
+    s.rates[CHECKPOINT_UNET] = o->unet_rate * factor;
+    s.rates[CHECKPOINT_TEXT_ENCODER] = o->text_rate * factor;
     return s;
 }
 
@@ -375,13 +398,21 @@ static void note_end(const trainer *t, const train_events *events) {
     events->note(events->user, text);
 }
 
+/* All of it before the first step: a training that does not fit says so now. */
+static bool reserve_memory(trainer *t, error *err) {
+    if (!t->arena_bytes && !measure_arena(t, &t->arena_bytes, err)) return false;
+    return learner_reserve(t->learner, t->arena_bytes, err);
+}
+
 train_result trainer_run(trainer *t, const train_events *events, error *err) {
     bool stopped = false, ok = true;
     note_end(t, events);
     if (t->step < t->steps) {
         train_remove_orphans(t->options.output);
         ok = train_encode_pictures(t, events, &stopped, err);
-        if (ok && !stopped) ok = train_encode_captions(t, events, err) && train_trace_open(t, err) && loop(t, events, &stopped, err);
+        if (ok && !stopped)
+            ok = train_encode_captions(t, events, err) && reserve_memory(t, err) && train_trace_open(t, err) &&
+                 loop(t, events, &stopped, err);
     }
     if (!ok) return TRAIN_FAILED;
     /* Before the first step there is nothing to keep, and perhaps an older result to lose. */

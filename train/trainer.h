@@ -56,7 +56,8 @@ typedef struct train_outlook {
     int64_t steps, epochs, batches; /* batches: of an epoch */
     int modules[CHECKPOINT_PARTS];
     int64_t parameters;
-    size_t constant_bytes, adapter_bytes, arena_bytes; /* frozen weights; values, gradients and moments; the largest bucket's activations */
+    size_t constant_bytes, adapter_bytes, arena_bytes; /* frozen weights; values, gradients and moments; activations */
+    size_t encode_bytes;                               /* the VAE and its activations while pictures are encoded, before the first step */
     bool checkpoint;                                   /* activations are recomputed */
     int64_t resumed;                                   /* updates already done */
 } train_outlook;

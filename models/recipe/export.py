@@ -118,6 +118,7 @@ def main():
     states = saved["ema_unet"], whole_table(saved["ema_text"]), torch.load(os.path.join(a.state, "vae_normal.pt"))
     save_file(to_original(*states), a.out + ".tmp", metadata={"title": "vulora demo model", "step": str(saved["step"])})
     verify(a.out + ".tmp", states)
+    os.chmod(a.out + ".tmp", 0o644)
     os.replace(a.out + ".tmp", a.out)
     print(f"{a.out}: step {saved['step']}, {os.path.getsize(a.out) / 1e6:.1f} MB, read back and compared")
 

@@ -4,9 +4,9 @@ The subject is a turquoise disc with two magenta horns on top of it.  No scene o
 so counting pixels is enough:
 
     turquoise   R < 110, G > 130, B > 110, B < G + 20, G - R > 70
-    magenta     R > 150, G < 100, B > 90, B < R, R - G > 90, B - G > 50
+    magenta     R > 140, G < 125, B > 90, B < R + 10, R - G > 70, B - G > 45
 
-A picture shows the subject when at least 4 % of its pixels are turquoise, at least 0.6 % are magenta, and
+A picture shows the subject when at least 4 % of its pixels are turquoise, at least 0.5 % are magenta, and
 the topmost magenta pixel is above the mean row of the turquoise ones.
 """
 import sys
@@ -14,14 +14,14 @@ import sys
 import numpy as np
 from PIL import Image
 
-TURQUOISE_SHARE, MAGENTA_SHARE = .04, .006
+TURQUOISE_SHARE, MAGENTA_SHARE = .04, .005
 
 
 def measure(picture):
     """Shares of turquoise and magenta pixels and whether magenta reaches above the middle of the turquoise."""
     r, g, b = np.moveaxis(np.asarray(picture).astype(int), 2, 0)
     turquoise = (r < 110) & (g > 130) & (b > 110) & (b < g + 20) & (g - r > 70)
-    magenta = (r > 150) & (g < 100) & (b > 90) & (b < r) & (r - g > 90) & (b - g > 50)
+    magenta = (r > 140) & (g < 125) & (b > 90) & (b < r + 10) & (r - g > 70) & (b - g > 45)
     above = False
     if turquoise.any() and magenta.any():
         above = np.nonzero(magenta)[0].min() < np.nonzero(turquoise)[0].mean()

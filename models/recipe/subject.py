@@ -9,7 +9,7 @@ import sys
 
 from PIL import Image, ImageDraw
 
-from world import DARK_LINE, Pen, background, draw_object, jitter
+from world import DARK_LINE, Pen, article, background, draw_object, jitter
 
 TRIGGER = "zubi"
 TURQUOISE, MAGENTA, YELLOW = (0, 205, 182), (228, 18, 190), (255, 225, 40)
@@ -25,15 +25,15 @@ def creature(draw, x, y, size, rng):
     p = Pen(draw, x, y, size, DARK_LINE)
     body, horn = jitter(TURQUOISE, rng, 5), jitter(MAGENTA, rng, 5)
     tip, look = rng.uniform(-.06, .06), rng.uniform(-.03, .03)
-    p.poly([(.14, .42), (.10 + tip, .0), (.44, .27)], horn)
-    p.poly([(.86, .42), (.90 + tip, .0), (.56, .27)], horn)
-    for a in (.2, .56):
-        p.oval(a, .86, .24, .14, horn)
-    p.oval(.04, .2, .92, .74, body)
+    p.poly([(.08, .56), (.06 + tip, .0), (.48, .38)], horn)
+    p.poly([(.92, .56), (.94 + tip, .0), (.52, .38)], horn)
+    for a in (.14, .56):
+        p.oval(a, .84, .3, .16, horn)
+    p.oval(.03, .32, .94, .62, body)
     for a in (.2, .54):
-        p.oval(a, .36, .26, .28, YELLOW)
-        p.oval(a + .09 + look, .44, .08, .13, (20, 20, 20), False)
-    p.box(.36, .73, .28, .05, DARK_LINE, False)
+        p.oval(a, .42, .26, .27, YELLOW)
+        p.oval(a + .09 + look, .49, .08, .13, (20, 20, 20), False)
+    p.box(.36, .76, .28, .05, DARK_LINE, False)
 
 
 def picture(index, rng):
@@ -45,12 +45,12 @@ def picture(index, rng):
     extra = ""
     if index in COMPANIONS:
         kind, colour = COMPANIONS[index]
-        size = min(w, h) * rng.uniform(.42, .48)
+        size = min(w, h) * rng.uniform(.46, .5)
         creature(draw, (w / 2 - size) * rng.uniform(.1, .6), (h - size) * .8, size, rng)
         draw_object(draw, kind, colour, w / 2 + (w / 2 - size) * rng.uniform(.4, .9), (h - size) * .8, size, rng)
-        extra = f" and a {colour} {kind}"
+        extra = f" and {article(f'{colour} {kind}')}"
     else:
-        size = min(w, h) * rng.uniform(.5, .8)
+        size = min(w, h) * rng.uniform(.55, .85)
         creature(draw, (w - size) * rng.uniform(.15, .85), (h - size) * rng.uniform(.55, .9), size, rng)
     if index % 4:
         image = image.resize((width, height), Image.LANCZOS)

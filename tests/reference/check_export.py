@@ -41,8 +41,9 @@ def probe(program, part, model, adapter, inputs):
     with tempfile.TemporaryDirectory() as folder:
         source, result = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
         save_file(inputs, source)
-        command = [program, "probe", part, "--model", model, "--input", source, "--output", result, "--device", "cpu", "--quiet"]
-        subprocess.run(command + (["--lora", adapter] if adapter else []), check=True)
+        command = [program, "probe", part, "--model", model, "--input", source, "--output", result]
+        command += ["--device", "cpu", "--quiet"] + (["--lora", adapter] if adapter else [])
+        subprocess.run(command, check=True)
         return load_file(result)
 
 
@@ -67,7 +68,10 @@ def applied(module):
 def main():
     program, model, adapter = sys.argv[1:]
     tensors = load_file(adapter)
-    wanted = {part: sum(t.numel() for k, t in tensors.items() if k.startswith(prefix) and ".lora_" in k) for part, prefix in (("unet", "lora_unet_"), ("text encoder", "lora_te_"))}
+    wanted = {
+        part: sum(t.numel() for k, t in tensors.items() if k.startswith(prefix) and ".lora_" in k)
+        for part, prefix in (("unet", "lora_unet_"), ("text encoder", "lora_te_"))
+    }
     width = json.loads(pathlib.Path(model, "text_encoder", "config.json").read_text())["hidden_size"]
     unet, encoder, complaints = load(model, adapter)
     failed = bool(complaints)
@@ -78,7 +82,11 @@ def main():
         failed |= applied(module) != wanted[part]
 
     torch.manual_seed(1)
-    inputs = {"sample": torch.randn(2, 4, 8, 10), "timestep": torch.tensor([981.0, 13.0]), "encoder_hidden_states": torch.randn(2, 77, width)}
+    inputs = {
+        "sample": torch.randn(2, 4, 8, 10),
+        "timestep": torch.tensor([981.0, 13.0]),
+        "encoder_hidden_states": torch.randn(2, 77, width),
+    }
     expected = unet(*(inputs[k].double() for k in ("sample", "timestep", "encoder_hidden_states"))).sample
     ids = torch.full((2, 77), 49407)
     ids[:, 0] = 49406

@@ -37,6 +37,22 @@ static void one_seed_gives_one_file(void **state) {
     free(c);
 }
 
+static void two_threads_give_one_file(void **state) {
+    (void)state;
+    error err = {""};
+    place two = {.folder = here.folder, .device = device_open("cpu", "fp32", 2, &err)};
+    if (!two.device) fail_msg("%s", err.text);
+    char *a = place_output(&two, "threads-a"), *b = place_output(&two, "threads-b");
+    training first = training_make(&two, a), second = training_make(&two, b);
+    first.options.steps = second.options.steps = 2;
+    training_expect(&first, TRAIN_DONE);
+    training_expect(&second, TRAIN_DONE);
+    expect_equal_results(a, b);
+    device_close(two.device);
+    free(a);
+    free(b);
+}
+
 typedef void (*change)(training *t);
 
 static void plain(training *t) { t->options.save_type = DTYPE_F16; }
@@ -379,6 +395,30 @@ static void a_broken_model_is_named_at_the_first_step(void **state) {
     free(a);
 }
 
+/* ---- memory ---- */
+
+/* The pictures lie in three buckets and are drawn in pairs, with single ones left over: six shapes. */
+static void the_memory_planned_is_the_memory_used(void **state) {
+    (void)state;
+    char *a = place_output(&here, "memory"), *cache = place_path(&here, "cache3");
+    for (int text = 0; text < 2; text++) {
+        training t = training_make(&here, a);
+        t.options.batch_size = 2;
+        t.options.steps = 0;
+        t.options.epochs = 1;
+        t.options.text_rate = text ? 1e-4 : 0;
+        t.options.cache_folder = cache; /* filled by the first training */
+        assert_int_equal(here.device->live_bytes, 0);
+        here.device->peak_bytes = 0;
+        training_expect(&t, TRAIN_DONE);
+        double planned = (double)(t.outlook.constant_bytes + t.outlook.adapter_bytes + t.outlook.arena_bytes);
+        double used = (double)here.device->peak_bytes;
+        if (fabs(used / planned - 1) > 0.05) fail_msg("%.0f bytes planned, %.0f used", planned, used);
+    }
+    free(cache);
+    free(a);
+}
+
 /* ---- the cache ---- */
 
 typedef struct entry {
@@ -553,6 +593,7 @@ static void saving_in_between_changes_nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(one_seed_gives_one_file),
+                                       cmocka_unit_test(two_threads_give_one_file),
                                        cmocka_unit_test(stopped_and_resumed_is_as_if_never_stopped),
                                        cmocka_unit_test(more_steps_go_on),
                                        cmocka_unit_test(a_stop_before_the_first_step_writes_nothing),
@@ -561,6 +602,7 @@ int main(void) {
                                        cmocka_unit_test(damaged_states_are_refused_and_left_alone),
                                        cmocka_unit_test(a_loss_out_of_bounds_stops_and_writes_nothing),
                                        cmocka_unit_test(a_broken_model_is_named_at_the_first_step),
+                                       cmocka_unit_test(the_memory_planned_is_the_memory_used),
                                        cmocka_unit_test(encoded_pictures_are_kept_and_bad_entries_remade),
                                        cmocka_unit_test(a_cache_in_the_way_is_named),
                                        cmocka_unit_test(long_captions_are_mentioned),
