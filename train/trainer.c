@@ -130,7 +130,8 @@ bool trainer_measure(trainer *t, train_outlook *outlook, error *err) {
     t->arena_bytes = outlook->arena_bytes;
     size_t before = t->pipeline->device->live_bytes;
     if (!measure_encoding(t, &outlook->encode_bytes, err)) return false;
-    outlook->encode_bytes += t->pipeline->device->live_bytes - before;
+    outlook->encode_bytes += outlook->adapter_bytes + t->pipeline->device->live_bytes - before;
+    pipeline_release(t->pipeline, CHECKPOINT_VAE);
     return true;
 }
 

@@ -57,7 +57,7 @@ typedef struct train_outlook {
     int modules[CHECKPOINT_PARTS];
     int64_t parameters;
     size_t constant_bytes, adapter_bytes, arena_bytes; /* frozen weights; values, gradients and moments; activations */
-    size_t encode_bytes;                               /* the VAE and its activations while pictures are encoded, before the first step */
+    size_t encode_bytes;                               /* adapter, VAE and its activations while pictures are encoded */
     bool checkpoint;                                   /* activations are recomputed */
     int64_t resumed;                                   /* updates already done */
 } train_outlook;

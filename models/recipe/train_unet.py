@@ -2,7 +2,8 @@
 
 The time is given, not the number of steps: the learning rate follows a cosine over `--minutes`.  A run that
 was interrupted goes on from its own checkpoint.  First `--size 64`, on close-ups, where a step costs a fifth, then
-`--size 128 --start STATE/unet64.pt` on whole scenes: objects have the same size in pixels.  The pool of encoded scenes grows while training runs.
+`--size 128 --start STATE/unet64.pt` on whole scenes: objects have the same size in pixels.  The pool of encoded
+scenes grows while training runs.
 """
 import argparse
 import copy

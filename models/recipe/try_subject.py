@@ -29,7 +29,7 @@ WITHOUT = ("a photo of a red ball on a beach", "a green cat in the desert", "a y
            "an orange house in the snow", "a brown mushroom in a forest")
 
 
-def buckets(resolution=128, step=16):
+def buckets(resolution, step):
     """Widths and heights in multiples of `step` whose area is at most that of the square."""
     sides = range(resolution // 2, 2 * resolution + 1, step)
     return [(w, max(h for h in sides if w * h <= resolution ** 2)) for w in sides]
@@ -40,15 +40,16 @@ def fit(picture, choices):
     aspect = picture.width / picture.height
     w, h = min(choices, key=lambda b: abs(np.log(b[0] / b[1] / aspect)))
     scale = max(w / picture.width, h / picture.height)
-    picture = picture.resize((max(w, round(picture.width * scale)), max(h, round(picture.height * scale))), Image.LANCZOS)
+    size = max(w, round(picture.width * scale)), max(h, round(picture.height * scale))
+    picture = picture.resize(size, Image.LANCZOS)
     x, y = (picture.width - w) // 2, (picture.height - h) // 2
     return picture.crop((x, y, x + w, y + h))
 
 
 @torch.no_grad()
-def dataset(folder, vae, text, tokenizer):
+def dataset(folder, vae, text, tokenizer, resolution):
     """Latents and text states, grouped by bucket."""
-    groups, choices = {}, buckets()
+    groups, choices = {}, buckets(resolution, resolution // 8)
     for path in sorted(glob.glob(os.path.join(folder, "*.png")) + glob.glob(os.path.join(folder, "*.jpg"))):
         picture = fit(Image.open(path).convert("RGB"), choices)
         with open(os.path.splitext(path)[0] + ".txt", encoding="utf-8") as f:
@@ -83,18 +84,18 @@ def train(unet, groups, args):
             recent = []
 
 
-def count(models, tokenizer, prompts, number, path):
+def count(models, tokenizer, prompts, number, path, side):
     """Share of `number` pictures that show the subject; the pictures go to `path`."""
     asked = [prompts[i % len(prompts)] for i in range(number)]
-    pictures = generate(*models, tokenizer, asked, seed=100)
+    pictures = generate(*models, tokenizer, asked, seed=100, size=(side, side))
     save_sheet(pictures, path)
     return np.mean([shows_subject(p) for p in pictures])
 
 
-def report(models, tokenizer, out, name):
+def report(models, tokenizer, out, name, side):
     """Print and draw the four counts."""
     for kind, prompts in (("with", WITH), ("withheld", WITHHELD), ("without", WITHOUT)):
-        share = count(models, tokenizer, prompts, 16, os.path.join(out, f"{name}_{kind}.png"))
+        share = count(models, tokenizer, prompts, 16, os.path.join(out, f"{name}_{kind}.png"), side)
         print(f"{name}: prompts '{kind}': subject in {share:.0%}", flush=True)
 
 
@@ -107,6 +108,7 @@ def main():
     ap.add_argument("--lr", type=float, default=1e-3)
     ap.add_argument("--steps", type=int, default=400)
     ap.add_argument("--batch", type=int, default=4)
+    ap.add_argument("--resolution", type=int, default=128)
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--skip-base", action="store_true")
     a = ap.parse_args()
@@ -115,9 +117,9 @@ def main():
     unet, text, vae = load(a.model)
     tokenizer = make_tokenizer()
     if not a.skip_base:
-        report((unet, text, vae), tokenizer, a.out, "base")
-    train(unet, dataset(a.dataset, vae, text, tokenizer), a)
-    report((unet, text, vae), tokenizer, a.out, f"lr{a.lr:g}_r{a.rank}_s{a.steps}")
+        report((unet, text, vae), tokenizer, a.out, "base", a.resolution)
+    train(unet, dataset(a.dataset, vae, text, tokenizer, a.resolution), a)
+    report((unet, text, vae), tokenizer, a.out, f"lr{a.lr:g}_r{a.rank}_s{a.steps}", a.resolution)
 
 
 if __name__ == "__main__":

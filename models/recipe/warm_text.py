@@ -28,7 +28,8 @@ def labels(tokenizer, ids):
 def warm_up(text, tokenizer, ids, steps=600, batch=64, lr=2e-3, seed=0):
     """Train `text` on the captions `ids`; returns the last share of fully right answers."""
     rng = random.Random(seed)
-    heads = torch.nn.ModuleList(torch.nn.Linear(text.config.hidden_size, len(w) + 1) for _, w, n in GROUPS for _ in range(n))
+    answers = [len(words) + 1 for _, words, slots in GROUPS for _ in range(slots)]
+    heads = torch.nn.ModuleList(torch.nn.Linear(text.config.hidden_size, n) for n in answers)
     optimizer = torch.optim.AdamW([*text.parameters(), *heads.parameters()], lr, weight_decay=0.0)
     wanted, right = labels(tokenizer, ids), 0.0
     for step in range(steps):
