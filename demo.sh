@@ -8,8 +8,8 @@ out=$root/out
 adapter=$out/zubi.safetensors
 sheet=$out/demo.png
 vulora=$root/build/vulora
-training=(--rank 16 --steps 400 --batch-size 2 --lr 1e-3 --seed 1)
-drawing=(--sampler dpmpp-2m --steps 20 --cfg 7)
+training=(--batch-size 4 --steps 600 --lr 1e-3 --seed 1)
+drawing=(--steps 20 --cfg 5)
 
 # SEED|PROMPT, one for each column of the sheet. The sample pictures never show the subject under water or in the snow; the last two
 # prompts do not ask for it.

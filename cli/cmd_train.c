@@ -60,11 +60,13 @@ static void say_captions(const training *t) {
 
 static void say_dataset(const training *t) {
     const dataset_report *r = &t->data.report;
-    tell(t, "images: %zu, with repeats %zu%s", r->images, r->items, t->data.flip ? ", half of them mirrored" : "");
+    char repeats[48] = "";
+    if (r->items != r->images) snprintf(repeats, sizeof repeats, ", with repeats %zu", r->items);
+    tell(t, "images: %zu%s%s", r->images, repeats, t->data.flip ? ", half of them mirrored" : "");
     say_captions(t);
     for (size_t b = 0; b < t->data.bucket_count; b++)
         if (t->data.bucket_images[b])
-            tell(t, "bucket %dx%d: %zu image%s", t->data.buckets[b].width, t->data.buckets[b].height, t->data.bucket_images[b],
+            tell(t, "trained at %dx%d pixels: %zu image%s", t->data.buckets[b].width, t->data.buckets[b].height, t->data.bucket_images[b],
                  t->data.bucket_images[b] == 1 ? "" : "s");
     if (r->upscaled) tell(t, "note: %zu image%s smaller than the bucket and enlarged", r->upscaled, r->upscaled == 1 ? " is" : "s are");
     if (r->junk) terminal_detail("%zu other files passed over", r->junk);
@@ -263,6 +265,15 @@ static bool prepare(training *t, error *err) {
     return t->trainer != NULL;
 }
 
+static void say_what_next(const training *t) {
+    const char *slash = strrchr(t->output, '/'), *name = slash ? slash + 1 : t->output;
+    size_t length = strlen(name);
+    if (length > 12 && !strcmp(name + length - 12, ".safetensors")) length -= 12;
+    terminal_say("to draw with it: vulora generate --model %s --lora %s --prompt \"%s\" --output picture.png", t->options->model, t->output,
+                 t->data.images[0].caption);
+    terminal_say("or copy it into stable-diffusion-webui's models/Lora and write <lora:%.*s:1> in the prompt", (int)length, name);
+}
+
 static int run(training *t, error *err) {
     char text[24];
     train_outlook outlook;
@@ -281,7 +292,10 @@ static int run(training *t, error *err) {
     progress_end(&t->progress);
     if (result == TRAIN_FAILED) return terminal_fail(err);
     terminal_detail("memory used on the device at most: %s", terminal_bytes(t->session.device->peak_bytes, text));
-    if (result == TRAIN_DONE) return EXIT_DONE;
+    if (result == TRAIN_DONE) {
+        say_what_next(t);
+        return EXIT_DONE;
+    }
     if (result == TRAIN_STOPPED_EARLY)
         terminal_say("stopped before the first step; nothing was written, the same command begins again");
     else

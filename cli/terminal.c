@@ -160,9 +160,13 @@ void progress_end(progress *p) {
 
 static volatile sig_atomic_t interrupted;
 
+/* What is under way ends first, which can take a while: say so at once, with what a signal handler may call. */
 static void on_signal(int number) {
+    static const char STOPPING[] = "\nstopping after this step (Ctrl-C again quits at once, without saving)\n";
     if (interrupted) _exit(128 + number);
     interrupted = 1;
+    ssize_t written = write(STDERR_FILENO, STOPPING, sizeof STOPPING - 1);
+    (void)written;
 }
 
 void interrupt_catch(void) {
