@@ -8,7 +8,6 @@ out=$root/out
 adapter=$out/zubi.safetensors
 sheet=$out/demo.png
 vulora=$root/build/vulora
-training=(--batch-size 4 --steps 600 --lr 1e-3 --seed 1)
 drawing=(--steps 20 --cfg 5)
 
 # SEED|PROMPT, one for each column of the sheet. The sample pictures never show the subject under water or in the snow; the last two
@@ -57,7 +56,7 @@ sh "$root/tools/build.sh" vulora contact_sheet
 step "3 of 4: training a LoRA of the subject in datasets/demo"
 mkdir -p "$out"
 rm -f "$out"/base-*.png "$out"/adapter-*.png "$sheet"
-"$vulora" train --model demo --data "$root/datasets/demo" --output "$adapter" "${training[@]}" "$@"
+"$vulora" train --model demo --data "$root/datasets/demo" --output "$adapter" "$@"
 
 step "4 of 4: drawing the same prompts and seeds without and with the adapter"
 draw base

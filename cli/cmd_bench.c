@@ -8,6 +8,7 @@
 #include "diffusion/random.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -59,7 +60,8 @@ static bool run_train_step(bench *b, error *err) {
                            .ids = text ? b->ids : NULL,
                            .context = text ? NULL : b->context,
                            .tokens = TOKENIZER_LENGTH};
-    for (int i = 0; i < CHECKPOINT_PARTS; i++) rates[i] = (float)b->options->lr;
+    double rate = isnan(b->options->lr) ? session_native_rate(&b->session) : b->options->lr;
+    for (int i = 0; i < CHECKPOINT_PARTS; i++) rates[i] = (float)rate;
     return learner_accumulate(b->learner, &batch, &loss, err) && learner_update(b->learner, rates, &norm, &applied, err);
 }
 

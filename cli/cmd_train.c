@@ -260,7 +260,7 @@ static bool prepare(training *t, error *err) {
     if (!sized && !open_data(t, err)) return false;
     say_dataset(t);
     if (!o->dry_run) t->cache = train_cache_folder(o);
-    t->settings = train_make_options(o, t->resolution, t->output, t->cache);
+    t->settings = train_make_options(o, t->resolution, session_native_rate(&t->session), t->output, t->cache);
     t->trainer = trainer_create(t->session.pipeline, &t->data, &t->settings, err);
     return t->trainer != NULL;
 }

@@ -46,11 +46,17 @@ char *session_find_model(const char *name, error *err) {
     return path;
 }
 
+static bool is_narrow(const checkpoint *model) {
+    const checkpoint_tensor *first = checkpoint_find(model, CHECKPOINT_UNET, "conv_in.weight");
+    return first && first->dims[0] < FULL_CHANNELS;
+}
+
+double session_native_rate(const session *s) { return is_narrow(&s->pipeline->model) ? 1e-3 : 1e-4; }
+
 options_size session_native_size(const session *s) {
     const checkpoint *model = &s->pipeline->model;
     const char *text = model->file_count ? safetensors_metadata(&model->files[0], "modelspec.resolution") : NULL;
-    const checkpoint_tensor *first = checkpoint_find(model, CHECKPOINT_UNET, "conv_in.weight");
-    int side = first && first->dims[0] < FULL_CHANNELS ? 128 : 512;
+    int side = is_narrow(model) ? 128 : 512;
     options_size size = {side, side};
     int width, height;
     if (text && sscanf(text, "%dx%d", &width, &height) == 2 && width >= 64 && height >= 64 && width % 8 == 0 && height % 8 == 0 &&

@@ -26,5 +26,7 @@ char *session_find_model(const char *name, error *err);
 /* Width and height that the model draws best: what its metadata says (modelspec.resolution), else 512, or 128 for a model narrower
    than SD 1.5. */
 options_size session_native_size(const session *s);
+/* The learning rate a LoRA is trained with when nothing else was said: 1e-4; narrower models want larger steps, 1e-3. */
+double session_native_rate(const session *s);
 
 #endif

@@ -135,12 +135,13 @@ static dtype save_type(const options *o) {
     return !strcmp(o->save_precision, "fp32") ? DTYPE_F32 : !strcmp(o->save_precision, "bf16") ? DTYPE_BF16 : DTYPE_F16;
 }
 
-train_options train_make_options(const options *o, options_size resolution, const char *output, const char *cache) {
+train_options train_make_options(const options *o, options_size resolution, double native_rate, const char *output, const char *cache) {
+    double rate = isnan(o->lr) ? native_rate : o->lr;
     bool often = o->sample_every_steps || o->sample_every_epochs;
     train_options t = {.output = output,
                        .adapter = train_adapter_options(o),
                        .learner = train_learner_options(o),
-                       .unet_rate = isnan(o->unet_lr) ? o->lr : o->unet_lr,
+                       .unet_rate = isnan(o->unet_lr) ? rate : o->unet_lr,
                        .text_rate = train_text_rate(o)};
     rate_schedule_find(&t.schedule, o->scheduler);
     t.warmup = o->warmup;

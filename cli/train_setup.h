@@ -20,6 +20,6 @@ bool train_check(const options *o, char **output, bool *usage, error *err);
 char *train_cache_folder(const options *o);
 
 dataset_options train_dataset_options(const options *o, options_size resolution);
-train_options train_make_options(const options *o, options_size resolution, const char *output, const char *cache);
+train_options train_make_options(const options *o, options_size resolution, double native_rate, const char *output, const char *cache);
 
 #endif
