@@ -38,16 +38,11 @@ void adapter_stack_add(adapter_stack *s, adapter *a, float unet_weight, float te
     adapter_stack_set_weights(s, a, unet_weight, text_weight);
 }
 
-void adapter_stack_release(adapter_stack *s, adapter *a) {
+void adapter_stack_remove(adapter_stack *s, adapter *a) {
     int index = find(s, a);
     if (index < 0) return;
     s->count--;
     memmove(&s->entries[index], &s->entries[index + 1], (size_t)(s->count - index) * sizeof *s->entries);
-}
-
-void adapter_stack_remove(adapter_stack *s, adapter *a) {
-    if (find(s, a) < 0) return;
-    adapter_stack_release(s, a);
     adapter_free(a);
 }
 

@@ -13,8 +13,6 @@ void adapter_stack_free(adapter_stack *s); /* and the adapters in it */
 void adapter_stack_add(adapter_stack *s, adapter *a, float unet_weight, float text_weight);
 /* Takes out and frees the adapter. */
 void adapter_stack_remove(adapter_stack *s, adapter *a);
-/* Takes out the adapter, which is the caller's again. */
-void adapter_stack_release(adapter_stack *s, adapter *a);
 int adapter_stack_count(const adapter_stack *s);
 adapter *adapter_stack_at(const adapter_stack *s, int index); /* 0: applied first */
 void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_weight, float text_weight);

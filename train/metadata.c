@@ -110,7 +110,7 @@ static void put_data(train_metadata *m, const trainer *t) {
     put_int(m, "ss_num_train_images", (int64_t)data->report.items);
     put_int(m, "ss_num_reg_images", 0);
     put_bool(m, "ss_flip_aug", data->flip);
-    put(m, "ss_enable_bucket", "True");
+    put_bool(m, "ss_enable_bucket", data->bucket_count > 1);
 }
 
 /* First 8 hex digits of the SHA-256 of the 64 KiB at 1 MiB. */

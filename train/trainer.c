@@ -71,10 +71,6 @@ void trainer_free(trainer *t) {
 
 adapter *trainer_adapter(const trainer *t) { return t->adapter; }
 
-void trainer_profile(const trainer *t, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user) {
-    learner_profile(t->learner, report, user);
-}
-
 /* ---- outlook ---- */
 
 /* The larger of *largest and the arena of a batch of `n` pictures of a bucket; n 0: there is no such batch. */

@@ -81,7 +81,4 @@ train_result trainer_run(trainer *t, const train_events *events, error *err);
 /* The state file that belongs to an adapter file: "me.safetensors" -> "me.state.safetensors". Freed by the caller. */
 char *trainer_state_path(const char *output);
 
-/* Seconds per op on the CPU so far. */
-void trainer_profile(const trainer *t, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user);
-
 #endif
