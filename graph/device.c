@@ -81,6 +81,7 @@ device *device_open(const char *spec, const char *precision, int threads, error 
     device *d = memory_new(1, sizeof *d);
     d->threads = threads > 0 ? threads : omp_get_num_procs();
     omp_set_num_threads(d->threads);
+    d->kernels = cpu_kernels_at(0);
     snprintf(d->name, sizeof d->name, "%s", chosen ? chosen->name : "CPU");
     if ((chosen && !(d->gpu = gpu_open(chosen->index, err))) || !choose_precision(d, precision, err)) {
         device_close(d);
@@ -88,6 +89,8 @@ device *device_open(const char *spec, const char *precision, int threads, error 
     }
     return d;
 }
+
+bool device_set_kernels(device *d, const char *name, error *err) { return cpu_kernels_find(name, &d->kernels, err); }
 
 void device_close(device *d) {
     if (!d) return;

@@ -3,12 +3,15 @@
 #define VULORA_GRAPH_DEVICE_H
 
 #include "base/error.h"
+#include "cpu/cpu.h"
 #include "graph/tensor.h"
 
 typedef struct device {
-    gpu *gpu;         /* NULL: the CPU */
-    dtype activation; /* what temporaries are stored in: F32, or F16 on Vulkan */
-    int threads;      /* CPU threads */
+    gpu *gpu;                   /* NULL: the CPU */
+    dtype activation;           /* what temporaries are stored in: F32, or F16 on Vulkan */
+    int threads;                /* CPU threads */
+    const cpu_kernels *kernels; /* own kernels for this processor, or NULL: BLAS */
+    bool bf16;                  /* operands of CPU products are rounded to bf16 */
     char name[256];
     size_t live_bytes, peak_bytes; /* of pools and arenas */
 } device;
@@ -17,6 +20,8 @@ typedef struct device {
    threads 0: all processors. There is no fallback from one device to another. */
 device *device_open(const char *spec, const char *precision, int threads, error *err);
 void device_close(device *d);
+/* Other CPU kernels than the best this processor runs: "auto", "portable" (BLAS), or an instruction set (cpu/cpu.h). */
+bool device_set_kernels(device *d, const char *name, error *err);
 
 /* Constants and parameters that are released together (one model part, one adapter, one optimizer state). */
 typedef struct tensor_pool tensor_pool;
