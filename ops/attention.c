@@ -89,7 +89,7 @@ OP_HOT static float row_exp(float *s, int64_t n, float shift) {
 /* Scores of `count` queries from `first` on: [count, tk] */
 static void scores(const record *r, const float *q, const float *k, int64_t first, int64_t count, float *s) {
     int64_t ld = r->i[I_HEADS] * r->i[I_WIDTH];
-    cpu_gemm(false, true, count, r->i[I_TK], r->i[I_WIDTH], r->f[0], q + first * ld, ld, k, ld, 0, s, r->i[I_TK]);
+    blas_gemm(false, true, count, r->i[I_TK], r->i[I_WIDTH], r->f[0], q + first * ld, ld, k, ld, 0, s, r->i[I_TK]);
 }
 
 static void forward_cpu(const record *r, const device *d) {
@@ -114,7 +114,7 @@ static void forward_cpu(const record *r, const device *d) {
             for (int64_t j = keys; j < tk; j++) row[j] = 0;
             lse[i] = most + logf(sum);
         }
-        cpu_gemm(false, false, count, width, tk, 1, s, tk, v, ld, 0, o, ld);
+        blas_gemm(false, false, count, width, tk, 1, s, tk, v, ld, 0, o, ld);
     }
 }
 
@@ -143,17 +143,17 @@ static void grad_cpu(const record *r, const device *d) {
             int64_t count = tq - first < BLOCK ? tq - first : BLOCK;
             float beta = first ? 1.0f : 0.0f;
             scores(r, q, k, first, count, p);
-            cpu_gemm(false, true, count, tk, width, 1, dy + first * ld, ld, v, ld, 0, dp, tk);
+            blas_gemm(false, true, count, tk, width, 1, dy + first * ld, ld, v, ld, 0, dp, tk);
             for (int64_t i = 0; i < count; i++) {
                 int64_t keys = visible(r, first + i);
                 row_exp(p + i * tk, keys, lse[first + i]);
                 for (int64_t j = keys; j < tk; j++) p[i * tk + j] = 0;
             }
-            cpu_gemm(true, false, tk, width, count, 1, p, tk, dy + first * ld, ld, beta, dv, ld);
+            blas_gemm(true, false, tk, width, count, 1, p, tk, dy + first * ld, ld, beta, dv, ld);
             for (int64_t i = 0; i < count; i++)
                 row_score_grad(p + i * tk, dp + i * tk, tk, row_dot(dy + (first + i) * ld, o + (first + i) * ld, width), r->f[0]);
-            cpu_gemm(false, false, count, width, tk, 1, dp, tk, k, ld, 0, dq + first * ld, ld);
-            cpu_gemm(true, false, tk, width, count, 1, dp, tk, q + first * ld, ld, beta, dk, ld);
+            blas_gemm(false, false, count, width, tk, 1, dp, tk, k, ld, 0, dq + first * ld, ld);
+            blas_gemm(true, false, tk, width, count, 1, dp, tk, q + first * ld, ld, beta, dk, ld);
         }
     }
 }

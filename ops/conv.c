@@ -153,7 +153,7 @@ static void forward_cpu(const record *r, const device *d) {
         for (int64_t first = 0; first < o; first += p.weights) {
             int64_t outs = at_most(o - first, p.weights);
             if (at == 0 || p.weights < o) expand_forward(r, first, outs, panel);
-            cpu_gemm(false, true, count, outs, k, 1, rows, k, panel, k, r->in[IN_RESIDUAL] ? 1.0f : 0.0f, y + at * o + first, o);
+            blas_gemm(false, true, count, outs, k, 1, rows, k, panel, k, r->in[IN_RESIDUAL] ? 1.0f : 0.0f, y + at * o + first, o);
         }
     }
     const float *bias = r->in[IN_BIAS] ? r->in[IN_BIAS]->cpu : NULL, *shift = r->in[IN_SHIFT] ? r->in[IN_SHIFT]->cpu : NULL;
@@ -192,7 +192,7 @@ static void data_cpu(const record *r, const device *d) {
                 b = cpu_at(w, first * c);
             else if (at == 0 || p.weights < k)
                 cpu_expand(panel, cpu_at(w, first * c), w->type, part * c);
-            cpu_gemm(false, false, count, c, part, 1, rows + first, k, b, c, first || r->in[IN_RESIDUAL] ? 1.0f : 0.0f, dx + at * c, c);
+            blas_gemm(false, false, count, c, part, 1, rows + first, k, b, c, first || r->in[IN_RESIDUAL] ? 1.0f : 0.0f, dx + at * c, c);
         }
     }
 }
@@ -222,7 +222,7 @@ static void weight_cpu(const record *r, const device *d) {
     for (int64_t at = 0; at < pixels; at += p.rows) {
         int64_t count = at_most(pixels - at, p.rows);
         gather_forward(r, r->in[1]->cpu, at, count, rows);
-        cpu_gemm(true, false, o, k, count, 1, dy + at * o, o, rows, k, at ? 1.0f : 0.0f, sum, k);
+        blas_gemm(true, false, o, k, count, 1, dy + at * o, o, rows, k, at ? 1.0f : 0.0f, sum, k);
     }
     for (int64_t tap = 0; tap < taps; tap++)
         for (int64_t i = 0; i < o; i++)

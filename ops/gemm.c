@@ -89,7 +89,7 @@ static void run_cpu(const record *r, const device *d) {
         beta = 1;
     }
     if (b->type == DTYPE_F32) {
-        cpu_gemm(transposed, !kn, m, n, k, r->f[0], a->cpu, lda, b->cpu, kn ? n : k, beta, c, n);
+        blas_gemm(transposed, !kn, m, n, k, r->f[0], a->cpu, lda, b->cpu, kn ? n : k, beta, c, n);
     } else {
         float *panel = r->scratch->cpu;
         const float *left = a->cpu;
@@ -98,9 +98,9 @@ static void run_cpu(const record *r, const device *d) {
             int64_t count = total - at < rows ? total - at : rows;
             cpu_expand(panel, cpu_at(b, at * width), b->type, count * width);
             if (kn)
-                cpu_gemm(transposed, false, m, n, count, r->f[0], left + at, lda, panel, n, at ? 1.0f : beta, c, n);
+                blas_gemm(transposed, false, m, n, count, r->f[0], left + at, lda, panel, n, at ? 1.0f : beta, c, n);
             else
-                cpu_gemm(transposed, true, m, count, k, r->f[0], left, lda, panel, k, beta, c + at, n);
+                blas_gemm(transposed, true, m, count, k, r->f[0], left, lda, panel, k, beta, c + at, n);
         }
     }
     if (r->in[IN_BIAS]) add_bias(c, r->in[IN_BIAS]->cpu, m, n);

@@ -56,7 +56,7 @@ static inline float scalar_gelu_slope(float x) {
 }
 
 /* Row-major C = alpha op(A) op(B) + beta C through BLAS. */
-void cpu_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
               int64_t ldb, float beta, float *c, int64_t ldc);
 
 /* Converts n elements with all threads. */

@@ -1,3 +1,3 @@
 #include "cpu/isa/vec.h"
-size_t attention_grad_scratch(const cpu_attention *a, int threads) { return (void)a, (void)threads, 0; }
-void attention_grad_run(const cpu_attention *a, int threads, void *scratch) { (void)a, (void)threads, (void)scratch; }
+size_t isa_attention_grad_scratch(const cpu_attention *a, int threads) { return (void)a, (void)threads, 0; }
+void isa_attention_grad_run(const cpu_attention *a, int threads, void *scratch) { (void)a, (void)threads, (void)scratch; }

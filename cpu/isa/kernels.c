@@ -3,12 +3,12 @@
 
 extern const cpu_kernels CPU_NAMED(cpu_kernels);
 const cpu_kernels CPU_NAMED(cpu_kernels) = {.name = CPU_TEXT(CPU_ISA),
-                                            .gemm_scratch = gemm_scratch,
-                                            .gemm = gemm_run,
-                                            .winograd_serves = winograd_serves,
-                                            .winograd_scratch = winograd_scratch,
-                                            .winograd = winograd_run,
-                                            .attention_scratch = attention_scratch,
-                                            .attention = attention_run,
-                                            .attention_grad_scratch = attention_grad_scratch,
-                                            .attention_grad = attention_grad_run};
+                                            .gemm_scratch = isa_gemm_scratch,
+                                            .gemm = isa_gemm_run,
+                                            .winograd_serves = isa_winograd_serves,
+                                            .winograd_scratch = isa_winograd_scratch,
+                                            .winograd = isa_winograd_run,
+                                            .attention_scratch = isa_attention_scratch,
+                                            .attention = isa_attention_run,
+                                            .attention_grad_scratch = isa_attention_grad_scratch,
+                                            .attention_grad = isa_attention_grad_run};

@@ -37,7 +37,7 @@ INLINE void tile(const int rows, const int vectors, int64_t k, const float *cons
         return;
 #endif
 
-void tile_run(int rows, int vectors, int64_t k, const float *const *a, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+void isa_tile_run(int rows, int vectors, int64_t k, const float *const *a, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
     switch (rows) {
         CASE(1)
         CASE(2)

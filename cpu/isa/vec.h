@@ -86,29 +86,29 @@ INLINE void vec_transpose(vec r[LANES]) {
 }
 
 /* What the other files of this folder hold, by instruction set. */
-#define tile_run CPU_NAMED(cpu_tile_run)
+#define isa_tile_run CPU_NAMED(cpu_tile_run)
 /* c [rows, vectors * LANES] (+)= a [rows, k] b [k, vectors * LANES]; rows <= TILE_ROWS given by pointers, vectors 1..3 (AVX2: 1..2). */
-void tile_run(int rows, int vectors, int64_t k, const float *const *a, const float *b, int64_t ldb, float *c, int64_t ldc, bool add);
+void isa_tile_run(int rows, int vectors, int64_t k, const float *const *a, const float *b, int64_t ldb, float *c, int64_t ldc, bool add);
 
-#define gemm_scratch CPU_NAMED(cpu_gemm_scratch)
-#define gemm_run CPU_NAMED(cpu_gemm_run)
-size_t gemm_scratch(const cpu_gemm *g, int threads);
-void gemm_run(const cpu_gemm *g, int threads, void *scratch);
+#define isa_gemm_scratch CPU_NAMED(cpu_gemm_scratch)
+#define isa_gemm_run CPU_NAMED(cpu_gemm_run)
+size_t isa_gemm_scratch(const cpu_gemm *g, int threads);
+void isa_gemm_run(const cpu_gemm *g, int threads, void *scratch);
 
-#define winograd_serves CPU_NAMED(cpu_winograd_serves)
-#define winograd_scratch CPU_NAMED(cpu_winograd_scratch)
-#define winograd_run CPU_NAMED(cpu_winograd_run)
-bool winograd_serves(const cpu_gemm *g);
-size_t winograd_scratch(const cpu_gemm *g, int threads);
-void winograd_run(const cpu_gemm *g, int threads, void *scratch);
+#define isa_winograd_serves CPU_NAMED(cpu_winograd_serves)
+#define isa_winograd_scratch CPU_NAMED(cpu_winograd_scratch)
+#define isa_winograd_run CPU_NAMED(cpu_winograd_run)
+bool isa_winograd_serves(const cpu_gemm *g);
+size_t isa_winograd_scratch(const cpu_gemm *g, int threads);
+void isa_winograd_run(const cpu_gemm *g, int threads, void *scratch);
 
-#define attention_scratch CPU_NAMED(cpu_attention_scratch)
-#define attention_run CPU_NAMED(cpu_attention_run)
-#define attention_grad_scratch CPU_NAMED(cpu_attention_grad_scratch)
-#define attention_grad_run CPU_NAMED(cpu_attention_grad_run)
-size_t attention_scratch(const cpu_attention *a, int threads);
-void attention_run(const cpu_attention *a, int threads, void *scratch);
-size_t attention_grad_scratch(const cpu_attention *a, int threads);
-void attention_grad_run(const cpu_attention *a, int threads, void *scratch);
+#define isa_attention_scratch CPU_NAMED(cpu_attention_scratch)
+#define isa_attention_run CPU_NAMED(cpu_attention_run)
+#define isa_attention_grad_scratch CPU_NAMED(cpu_attention_grad_scratch)
+#define isa_attention_grad_run CPU_NAMED(cpu_attention_grad_run)
+size_t isa_attention_scratch(const cpu_attention *a, int threads);
+void isa_attention_run(const cpu_attention *a, int threads, void *scratch);
+size_t isa_attention_grad_scratch(const cpu_attention *a, int threads);
+void isa_attention_grad_run(const cpu_attention *a, int threads, void *scratch);
 
 #endif
