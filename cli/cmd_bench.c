@@ -1,11 +1,11 @@
 /* vulora bench: times one part of the model on a device, on random input. A part is a row of the table. */
 #include "base/memory.h"
+#include "base/random.h"
 #include "cli/bench_limit.h"
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/train_setup.h"
-#include "diffusion/random.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -202,8 +202,8 @@ static void print_json(const bench *b, const double *runs, int64_t count, json_i
     json_t *list = json_array(), *root;
     for (int64_t i = 0; i < count; i++) json_array_append_new(list, json_real(runs[i]));
     root = json_pack("{s:s, s:s, s:s, s:i, s:[i,i], s:i, s:o, s:f, s:I, s:I, s:f, s:{s:f, s:f}}", "part", b->options->part, "device",
-                     d->name, "precision", d->activation == DTYPE_F16 ? "fp16" : "fp32", "threads", d->threads, "resolution", b->width,
-                     b->height, "batch_size", b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
+                     d->name, "precision", device_precision(d), "threads", d->threads, "resolution", b->width, b->height, "batch_size",
+                     b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
                      (json_int_t)(d->gpu ? d->peak_bytes : 0), "flops_per_run", flops_of_a_run(b, &times), "limits",
                      "matrix_product_flops_per_s", b->limit.flops, "memory_bytes_per_s", b->limit.bytes);
     char *text = root ? json_dumps(root, 0) : NULL;
@@ -218,7 +218,7 @@ static void print_text(const bench *b, const double *runs, int64_t count, uint64
     op_times times = collect_ops(b);
     double flops = flops_of_a_run(b, &times), middle = median(runs, count);
     printf("%s at %dx%d, batch %d, %s %s: median %.4g s of %lld runs", b->options->part, b->width, b->height, b->n, d->name,
-           d->activation == DTYPE_F16 ? "fp16" : "fp32", middle, (long long)count);
+           device_precision(d), middle, (long long)count);
     printf("; peak memory %s%s%s\n", terminal_bytes(rss, a), d->gpu ? ", on the device " : "",
            d->gpu ? terminal_bytes(d->peak_bytes, c) : "");
     if (flops > 0) printf("%.1f GFLOP in a run: %.1f GFLOP/s\n", 1e-9 * flops, 1e-9 * flops / middle);

@@ -45,6 +45,9 @@ static cpu_info cpu_look(void) {
     return cpu;
 }
 
+/* What `--cpu-kernels auto` means here. */
+static const char *kernels_name(void) { return cpu_kernels_at(0) ? cpu_kernels_at(0)->name : "portable"; }
+
 /* Opening is the only honest way to ask what `auto` does: the rule has one home, device_open. */
 static void auto_choice(const gpu_info *list, int count, char *name, size_t name_size, char *why, size_t why_size) {
     error err = {""};
@@ -73,8 +76,8 @@ static void auto_choice(const gpu_info *list, int count, char *name, size_t name
 
 static void print_text(const gpu_info *list, int count, const cpu_info *cpu, const char *name, const char *why) {
     char memory[24];
-    printf("%-10s %s: %ld threads, %s memory%s%s\n", "cpu", cpu->name, cpu->threads, terminal_bytes(cpu->memory_bytes, memory),
-           *cpu->features ? ", " : "", cpu->features);
+    printf("%-10s %s: %ld threads, %s memory%s%s, %s kernels\n", "cpu", cpu->name, cpu->threads, terminal_bytes(cpu->memory_bytes, memory),
+           *cpu->features ? ", " : "", cpu->features, kernels_name());
     for (int i = 0; i < count; i++) {
         const gpu_info *g = &list[i];
         char spec[24];
@@ -92,9 +95,9 @@ static void print_text(const gpu_info *list, int count, const cpu_info *cpu, con
 
 static void print_json(const gpu_info *list, int count, const cpu_info *cpu, const char *name, const char *why) {
     json_t *all = json_array();
-    json_array_append_new(all,
-                          json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "spec", "cpu", "name", cpu->name, "type", "cpu", "threads",
-                                    (json_int_t)cpu->threads, "memory_bytes", (json_int_t)cpu->memory_bytes, "features", cpu->features));
+    json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s, s:s}", "spec", "cpu", "name", cpu->name, "type", "cpu", "threads",
+                                         (json_int_t)cpu->threads, "memory_bytes", (json_int_t)cpu->memory_bytes, "features", cpu->features,
+                                         "kernels", kernels_name()));
     for (int i = 0; i < count; i++) {
         const gpu_info *g = &list[i];
         char spec[24];

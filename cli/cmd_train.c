@@ -1,13 +1,13 @@
 /* vulora train: from a folder of pictures to an adapter file. */
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/random.h"
 #include "cli/commands.h"
 #include "cli/infotext.h"
 #include "cli/sample_prompts.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/train_setup.h"
-#include "diffusion/random.h"
 #include "formats/png_text.h"
 
 #include <errno.h>

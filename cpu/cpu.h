@@ -43,6 +43,16 @@ typedef struct cpu_gemm {
     bool bf16; /* operands of the products are rounded to bf16 where the processor has such products */
 } cpu_gemm;
 
+/* Gradient of a weight, all fp32: dw [tap][outputs][inputs] += scale * (dy [rows, outputs])^T (rows of x [.., inputs] seen through tap). */
+typedef struct cpu_weight_grad {
+    int64_t rows, outputs, inputs;
+    int taps;
+    const cpu_gather *gather; /* of the forward convolution; NULL: row i of dy sees row i of x */
+    const float *dy, *x;
+    float *dw;
+    float scale;
+} cpu_weight_grad;
+
 /* Attention over heads. Element i of token t of image b in head h of q: q[((b * tq + t) * heads + h) * width + i]; k and v likewise. */
 typedef struct cpu_attention {
     int64_t images, heads, tq, tk, width;
@@ -60,10 +70,12 @@ typedef struct cpu_attention {
 /* One instruction set's kernels. Scratch sizes are in bytes for `threads` threads; scratch memory is aligned to 64. Kernels use
    OpenMP's threads, at most `threads` of them, and give the same result for any number of them. */
 typedef struct cpu_kernels {
-    const char *name; /* "avx2", "avx512" */
+    const char *name; /* "avx2", "avx512", "avx512bf16", "amx" */
     bool bf16;        /* has products of bf16 operands */
     size_t (*gemm_scratch)(const cpu_gemm *g, int threads);
     void (*gemm)(const cpu_gemm *g, int threads, void *scratch);
+    size_t (*weight_grad_scratch)(const cpu_weight_grad *g, int threads);
+    void (*weight_grad)(const cpu_weight_grad *g, int threads, void *scratch);
     /* 3x3, stride 1, pad 1 by Winograd's F(4x4, 3x3) (Lavin & Gray 2015): whether it serves this product, and faster. */
     bool (*winograd_serves)(const cpu_gemm *g);
     size_t (*winograd_scratch)(const cpu_gemm *g, int threads);

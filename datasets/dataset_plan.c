@@ -1,7 +1,7 @@
 /* The order of an epoch. */
 #include "base/memory.h"
+#include "base/random.h"
 #include "datasets/dataset.h"
-#include "datasets/shuffle.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ static void list_items(const dataset *ds, size_t bucket, dataset_item *out) {
 }
 
 dataset_plan dataset_epoch_plan(const dataset *ds, uint64_t seed, uint64_t epoch, size_t batch_size) {
-    uint64_t key = shuffle_random(seed, epoch, 0);
+    uint64_t key = random_bits(seed, epoch, 0);
     dataset_plan plan = {.batch_count = dataset_epoch_batches(ds, batch_size), .item_count = ds->report.items};
     plan.items = memory_new(plan.item_count, sizeof *plan.items);
     plan.batches = memory_new(plan.batch_count, sizeof *plan.batches);
@@ -35,18 +35,18 @@ dataset_plan dataset_epoch_plan(const dataset *ds, uint64_t seed, uint64_t epoch
     for (size_t b = 0; b < ds->bucket_count; b++) {
         size_t count = ds->bucket_items[b];
         list_items(ds, b, listed);
-        shuffle_order(key, STREAM_BUCKETS + b, order, count);
+        random_order(key, STREAM_BUCKETS + b, order, count);
         for (size_t i = 0; i < count; i++) {
             dataset_item item = listed[order[i]];
             uint64_t draw = (uint64_t)item.image << 32 | item.repeat;
-            item.flip = ds->flip && shuffle_random(key, STREAM_FLIPS, draw) >> 63;
+            item.flip = ds->flip && random_bits(key, STREAM_FLIPS, draw) >> 63;
             plan.items[first + i] = item;
         }
         for (size_t i = 0; i < count; i += batch_size)
             batches[made++] = (dataset_batch){b, first + i, count - i < batch_size ? count - i : batch_size};
         first += count;
     }
-    shuffle_order(key, STREAM_BATCHES, order, plan.batch_count);
+    random_order(key, STREAM_BATCHES, order, plan.batch_count);
     for (size_t i = 0; i < plan.batch_count; i++) plan.batches[i] = batches[order[i]];
     free(batches);
     free(listed);

@@ -79,10 +79,6 @@ typedef struct prompt_chunks {
 void prompt_chunks_build(prompt_chunks *chunks, const prompt_fragments *fragments, const prompt_tokenizer *tokenizer);
 void prompt_chunks_free(prompt_chunks *chunks);
 
-/* Adds empty chunks up to `count`, so that the prompt and the negative prompt can share a batch. (webui by default runs them apart
-   instead; the empty chunks change the picture a little.) */
-void prompt_chunks_pad(prompt_chunks *chunks, int count, const prompt_tokenizer *tokenizer);
-
 /* hidden: [77, width], the text encoder's output for one chunk; weights: [77]. Multiplies each token's row by its weight, then all by one
    factor that restores the mean (webui's "Original" emphasis). Does nothing when all weights are 1. */
 void prompt_emphasize(float *hidden, const float *weights, size_t width);

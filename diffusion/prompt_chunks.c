@@ -81,8 +81,3 @@ void prompt_chunks_free(prompt_chunks *chunks) {
     free(chunks->weights);
     memset(chunks, 0, sizeof *chunks);
 }
-
-void prompt_chunks_pad(prompt_chunks *chunks, int count, const prompt_tokenizer *tokenizer) {
-    builder b = {.chunks = chunks, .tokenizer = tokenizer};
-    while (chunks->count < count) close_chunk(&b, 0);
-}

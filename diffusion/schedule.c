@@ -26,11 +26,6 @@ void noise_schedule_add_noise(const noise_schedule *schedule, int timestep, floa
     *noise = sqrtf(1.0f - alpha);
 }
 
-float noise_schedule_snr(const noise_schedule *schedule, int timestep) {
-    float alpha = schedule->alphas_cumprod[timestep];
-    return alpha / (1.0f - alpha);
-}
-
 /* In float32, as diffusers has it: it decides how a timestep at a half is rounded. */
 static double log_sigma(const noise_schedule *schedule, int t) { return (double)logf(schedule->sigmas[t]); }
 

@@ -23,9 +23,6 @@ void noise_schedule_init(noise_schedule *schedule);
 /* noisy = image * latents + noise * epsilon, for a timestep of 0..999 (equation 4 of Ho et al. 2020). */
 void noise_schedule_add_noise(const noise_schedule *schedule, int timestep, float *image, float *noise);
 
-/* alpha / sigma squared: what "min-SNR" weights are made of. */
-float noise_schedule_snr(const noise_schedule *schedule, int timestep);
-
 /* The timestep, in general between two whole ones, whose sigma this is: linear in log sigma, clamped to 0..999. */
 double noise_schedule_timestep(const noise_schedule *schedule, double sigma);
 

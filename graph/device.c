@@ -58,6 +58,16 @@ static bool choose(const char *spec, const gpu_info *list, int count, const gpu_
     return true;
 }
 
+/* Products of bf16 need kernels that have them. */
+static bool check_kernels(const device *d, error *err) {
+    if (!d->bf16 || (d->kernels && d->kernels->bf16)) return true;
+    const cpu_kernels *best = cpu_kernels_at(0);
+    if (best && best->bf16)
+        return error_set(err, "--precision bf16: --cpu-kernels %s has no bf16 products; use %s or --precision fp32",
+                         d->kernels ? d->kernels->name : "portable", best->name);
+    return error_set(err, "--precision bf16: this processor has no bf16 products; use fp32 or auto");
+}
+
 static bool choose_precision(device *d, const char *precision, error *err) {
     bool half = d->gpu && gpu_get_info(d->gpu)->fp16_storage;
     if (strcmp(precision, "auto") == 0)
@@ -66,11 +76,15 @@ static bool choose_precision(device *d, const char *precision, error *err) {
         d->activation = DTYPE_F32;
     else if (strcmp(precision, "fp16") == 0 && half)
         d->activation = DTYPE_F16;
+    else if (!d->gpu && strcmp(precision, "bf16") == 0)
+        d->bf16 = true, d->activation = DTYPE_F32;
     else if (!d->gpu)
-        return error_set(err, "--precision %s: the CPU computes in fp32 (weights stay as the file has them); use fp32 or auto", precision);
+        return error_set(err,
+                         "--precision %s: the CPU computes in fp32 or bf16 (weights stay as the file has them); use one of these or auto",
+                         precision);
     else
         return error_set(err, "--precision %s: %s does not offer it; use fp32 or auto", precision, d->name);
-    return true;
+    return check_kernels(d, err);
 }
 
 device *device_open(const char *spec, const char *precision, int threads, error *err) {
@@ -90,7 +104,11 @@ device *device_open(const char *spec, const char *precision, int threads, error 
     return d;
 }
 
-bool device_set_kernels(device *d, const char *name, error *err) { return cpu_kernels_find(name, &d->kernels, err); }
+bool device_set_kernels(device *d, const char *name, error *err) {
+    return cpu_kernels_find(name, &d->kernels, err) && check_kernels(d, err);
+}
+
+const char *device_precision(const device *d) { return d->bf16 ? "bf16" : d->activation == DTYPE_F16 ? "fp16" : "fp32"; }
 
 void device_close(device *d) {
     if (!d) return;

@@ -20,6 +20,8 @@ typedef struct device {
    threads 0: all processors. There is no fallback from one device to another. */
 device *device_open(const char *spec, const char *precision, int threads, error *err);
 void device_close(device *d);
+/* What it computes in, as --precision spells it: "fp32", "fp16" or "bf16". */
+const char *device_precision(const device *d);
 /* Other CPU kernels than the best this processor runs: "auto", "portable" (BLAS), or an instruction set (cpu/cpu.h). */
 bool device_set_kernels(device *d, const char *name, error *err);
 

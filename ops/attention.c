@@ -3,7 +3,8 @@
    forward   S = q k^T / sqrt(d), lse = log sum exp(S) per row, o = exp(S - lse) v
    backward  P = exp(S - lse), delta = rowsum(do * o), dv = P^T do, dS = P * (do v^T - delta) / sqrt(d), dq = dS k, dk = dS^T q
 
-   (Dao et al., FlashAttention, 2022; Rabe & Staats 2021.) The CPU takes a block of queries against all keys, Vulkan blocks of both. */
+   (Dao et al., FlashAttention, 2022; Rabe & Staats 2021.) BLAS takes a block of queries against all keys, Vulkan and own
+   CPU kernels blocks of both. */
 #include "ops/kernel.h"
 #include "ops/op.h"
 
@@ -58,13 +59,53 @@ static double products(const record *r) {
 static double forward_flops(const record *r) { return 2 * products(r); }
 static double grad_flops(const record *r) { return 5 * products(r); }
 
-/* ---- CPU ---- */
+/* ---- CPU: own kernels ---- */
+
+static cpu_attention shape_call(const record *r, const device *d) {
+    return (cpu_attention){.images = r->i[I_IMAGES],
+                           .heads = r->i[I_HEADS],
+                           .tq = r->i[I_TQ],
+                           .tk = r->i[I_TK],
+                           .width = r->i[I_WIDTH],
+                           .causal = r->i[I_CAUSAL] != 0,
+                           .scale = r->f[0],
+                           .bf16 = d->bf16};
+}
+
+static int call_threads(const device *d, double flops) { return flops > OP_SMALL ? d->threads : 1; }
+
+static void forward_kernels(const record *r, const device *d) {
+    cpu_attention a = shape_call(r, d);
+    a.q = r->in[IN_Q]->cpu, a.k = r->in[IN_K]->cpu, a.v = r->in[IN_V]->cpu;
+    a.o = r->out[0]->cpu, a.lse = r->out[1]->cpu;
+    d->kernels->attention(&a, call_threads(d, forward_flops(r)), r->scratch->cpu);
+}
+
+static void grad_kernels(const record *r, const device *d) {
+    cpu_attention a = shape_call(r, d);
+    a.dout = r->in[0]->cpu, a.q = r->in[1]->cpu, a.k = r->in[2]->cpu, a.v = r->in[3]->cpu;
+    a.o = r->in[4]->cpu, a.lse = r->in[5]->cpu; /* read only */
+    a.dq = r->out[0]->cpu, a.dk = r->out[1]->cpu, a.dv = r->out[2]->cpu;
+    d->kernels->attention_grad(&a, call_threads(d, grad_flops(r)), r->scratch->cpu);
+}
+
+/* ---- CPU: BLAS ---- */
+
+static size_t delta_bytes(const record *r);
+static size_t blas_scratch(const record *r, const device *d) { return (size_t)(d->threads * BLOCK * r->i[I_TK]) * sizeof(float); }
 
 static size_t forward_scratch(const record *r, const device *d) {
-    return d->gpu ? 0 : (size_t)(d->threads * BLOCK * r->i[I_TK]) * sizeof(float);
+    if (d->gpu) return 0;
+    if (!d->kernels) return blas_scratch(r, d);
+    cpu_attention a = shape_call(r, d);
+    return d->kernels->attention_scratch(&a, call_threads(d, forward_flops(r)));
 }
-static size_t delta_bytes(const record *r);
-static size_t grad_scratch(const record *r, const device *d) { return d->gpu ? delta_bytes(r) : 2 * forward_scratch(r, d); }
+static size_t grad_scratch(const record *r, const device *d) {
+    if (d->gpu) return delta_bytes(r);
+    if (!d->kernels) return 2 * blas_scratch(r, d);
+    cpu_attention a = shape_call(r, d);
+    return d->kernels->attention_grad_scratch(&a, call_threads(d, grad_flops(r)));
+}
 
 /* Keys that query i sees. */
 static int64_t visible(const record *r, int64_t query) { return r->i[I_CAUSAL] && query + 1 < r->i[I_TK] ? query + 1 : r->i[I_TK]; }
@@ -92,7 +133,7 @@ static void scores(const record *r, const float *q, const float *k, int64_t firs
     blas_gemm(false, true, count, r->i[I_TK], r->i[I_WIDTH], r->f[0], q + first * ld, ld, k, ld, 0, s, r->i[I_TK]);
 }
 
-static void forward_cpu(const record *r, const device *d) {
+static void forward_blas(const record *r, const device *d) {
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width,
             blocks = (tq + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(dynamic) \
@@ -129,7 +170,7 @@ OP_HOT static void row_score_grad(const float *p, float *dp, int64_t n, float de
     for (int64_t j = 0; j < n; j++) dp[j] = p[j] * (dp[j] - delta) * scale;
 }
 
-static void grad_cpu(const record *r, const device *d) {
+static void grad_blas(const record *r, const device *d) {
     int64_t tq = r->i[I_TQ], tk = r->i[I_TK], heads = r->i[I_HEADS], width = r->i[I_WIDTH], ld = heads * width;
 #pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (grad_flops(r) > OP_SMALL)
     for (int64_t job = 0; job < r->i[I_IMAGES] * heads; job++) {
@@ -158,6 +199,20 @@ static void grad_cpu(const record *r, const device *d) {
     }
 }
 
+static void forward_cpu(const record *r, const device *d) {
+    if (d->kernels)
+        forward_kernels(r, d);
+    else
+        forward_blas(r, d);
+}
+
+static void grad_cpu(const record *r, const device *d) {
+    if (d->kernels)
+        grad_kernels(r, d);
+    else
+        grad_blas(r, d);
+}
+
 /* ---- Vulkan ---- */
 
 /* Heads wider than this pass through shared memory in chunks. */
@@ -176,25 +231,94 @@ static blocks choose_blocks(const record *r, int64_t most) {
     return b;
 }
 
-static void shape_constants(kernel_call *k, const record *r, blocks b) {
-    const int64_t constants[] = {r->i[I_WIDTH], b.places, b.chunks, b.rows, b.columns, r->i[I_CAUSAL], kernel_fours(r->i[I_WIDTH])};
-    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(k, constants[i]);
+static void push_shape(kernel_call *k, const record *r) {
     kernel_push(k, r->i[I_TQ]);
     kernel_push(k, r->i[I_TK]);
     kernel_push(k, r->i[I_HEADS]);
     kernel_push_float(k, r->f[0]);
 }
 
-static void forward_vulkan(const record *r, gpu_recording *rec) {
+static void shape_constants(kernel_call *k, const record *r, blocks b) {
+    const int64_t constants[] = {r->i[I_WIDTH], b.places, b.chunks, b.rows, b.columns, r->i[I_CAUSAL], kernel_fours(r->i[I_WIDTH])};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(k, constants[i]);
+    push_shape(k, r);
+}
+
+/* attention_half.comp: its threads hold a row of a head of that many places at most. */
+enum { HALF_PLACES = 160, HALF_THREADS = 128, HALF_KEYS = 32 };
+
+static bool fits_half(const record *r, const gpu_info *info) {
+    bool half = r->out[0]->type == DTYPE_F16;
+    for (int i = 0; i < INPUTS; i++) half = half && r->in[i]->type == DTYPE_F16;
+    return half && info->shuffles && !info->small_kernels && !r->i[I_CAUSAL] && r->i[I_WIDTH] % 8 == 0 && r->i[I_WIDTH] <= HALF_PLACES;
+}
+
+static void bind_forward(kernel_call *k, const record *r) {
+    for (int i = 0; i < INPUTS; i++) kernel_read(k, r->in[i]);
+    kernel_write(k, r->out[0]);
+    kernel_write(k, r->out[1]);
+}
+
+static void forward_half(const record *r, gpu_recording *rec, const gpu_info *info) {
+    int64_t rows = r->i[I_WIDTH] > HALF_PLACES / 2 ? 2 : 4; /* of a thread; more would need more shared memory than there is */
+    kernel_call k = kernel_named("attention_half");
+    kernel_type(&k, r->out[0]);
+    bind_forward(&k, r);
+    const int64_t constants[] = {r->i[I_WIDTH], rows, HALF_KEYS, r->i[I_TK] % HALF_KEYS != 0, !info->mixed_fma};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(&k, constants[i]);
+    push_shape(&k, r);
+    k.subgroup = info->mixed_fma ? info->subgroup_least : 0;
+    kernel_run(&k, rec, kernel_groups(r->i[I_TQ], rows * HALF_THREADS / 8), r->i[I_HEADS], r->i[I_IMAGES], forward_flops(r));
+}
+
+/* attention_matrix.comp: subgroups in a workgroup, each with one fragment of queries. */
+enum { MATRIX_WAVES = 4 };
+
+/* Its shared memory: K, V transposed and a strip of scores per subgroup, in chunks of 16 bytes. */
+static int64_t matrix_shared_bytes(const record *r, const gpu_info *info) {
+    int64_t fragment = info->matrix_size, places = kernel_groups(r->i[I_WIDTH], fragment) * fragment, row = places / 8 + 1;
+    int64_t strip = fragment * (HALF_KEYS / 4 + 2) + fragment / 4;
+    int64_t running = HALF_KEYS * row + places * (HALF_KEYS / 8 + 1) + MATRIX_WAVES * strip, queries = MATRIX_WAVES * fragment * row;
+    return 16 * (running > queries ? running : queries);
+}
+
+static bool fits_matrix(const record *r, const gpu *on) {
+    const gpu_info *info = gpu_get_info(on);
+    return fits_half(r, info) && info->matrix_size && info->subgroup_least % info->matrix_size == 0 && gpu_has_shader("attention_matrix") &&
+           matrix_shared_bytes(r, info) <= (int64_t)gpu_get_limits(on)->shared_bytes;
+}
+
+static void forward_matrix(const record *r, gpu_recording *rec, const gpu_info *info) {
+    kernel_call k = kernel_named("attention_matrix");
+    bind_forward(&k, r);
+    const int64_t constants[] = {MATRIX_WAVES * info->subgroup_least, r->i[I_WIDTH],     HALF_KEYS,
+                                 r->i[I_TK] % HALF_KEYS != 0,         info->matrix_size, info->subgroup_least};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(&k, constants[i]);
+    push_shape(&k, r);
+    k.subgroup = info->subgroup_least;
+    kernel_run(&k, rec, kernel_groups(r->i[I_TQ], MATRIX_WAVES * info->matrix_size), r->i[I_HEADS], r->i[I_IMAGES], forward_flops(r));
+}
+
+static void forward_general(const record *r, gpu_recording *rec) {
     blocks b = choose_blocks(r, 80);
     kernel_call k = kernel_named("attention_forward");
     kernel_type(&k, r->in[IN_Q]);
+    kernel_type(&k, r->in[IN_K]);
     kernel_type(&k, r->out[0]);
-    for (int i = 0; i < INPUTS; i++) kernel_read(&k, r->in[i]);
-    kernel_write(&k, r->out[0]);
-    kernel_write(&k, r->out[1]);
+    bind_forward(&k, r);
     shape_constants(&k, r, b);
     kernel_run(&k, rec, kernel_groups(r->i[I_TQ], b.rows), r->i[I_HEADS], r->i[I_IMAGES], forward_flops(r));
+}
+
+static void forward_vulkan(const record *r, gpu_recording *rec) {
+    const gpu *on = gpu_recording_device(rec);
+    const gpu_info *info = gpu_get_info(on);
+    if (fits_matrix(r, on))
+        forward_matrix(r, rec, info);
+    else if (fits_half(r, info))
+        forward_half(r, rec, info);
+    else
+        forward_general(r, rec);
 }
 
 /* delta: [images, heads, tq] */
@@ -213,6 +337,7 @@ static void delta_vulkan(const record *r, gpu_recording *rec) {
 static kernel_call grad_call(const record *r, const char *name) {
     kernel_call k = kernel_named(name);
     kernel_type(&k, r->in[1]);
+    kernel_type(&k, r->in[2]);
     kernel_type(&k, r->in[0]);
     for (int i = 1; i < 4; i++) kernel_read(&k, r->in[i]);
     kernel_read(&k, r->in[0]);

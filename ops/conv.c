@@ -4,7 +4,8 @@
    backward-data   dx[q, c]   = sum over tap, o of dy[(q + pad - tap) / stride, o] w[tap][o][c]
    backward-weight dw[tap][o][c] = sum over p of dy[p, o] x[p * stride + tap - pad, c]
 
-   The CPU gathers pixels into rows of scratch memory, a piece at a time, and multiplies; Vulkan gathers while it multiplies. */
+   Own CPU kernels (cpu/cpu.h) and Vulkan gather pixels while they multiply. For BLAS the CPU gathers them into rows of scratch memory, a
+   piece at a time. */
 #include "base/memory.h"
 #include "ops/kernel.h"
 #include "ops/op.h"
@@ -19,6 +20,7 @@ enum { I_N, I_H, I_W, I_C, I_OH, I_OW, I_O, I_KERNEL, I_STRIDE, I_PAD };
 enum { PANEL = 1 << 22 };
 
 static const op CONV, CONV_DATA, CONV_WEIGHT;
+static gemm_call forward_product(const record *r), data_product(const record *r), weight_product(const record *r);
 
 static int64_t out_size(int64_t in, conv_shape s) { return (in + s.pad_before + s.pad_after - s.kernel) / s.stride + 1; }
 
@@ -64,12 +66,99 @@ static double flops(const record *r) {
     return 2.0 * (double)(i[I_N] * i[I_OH] * i[I_OW]) * (double)(i[I_O] * i[I_C] * i[I_KERNEL] * i[I_KERNEL]);
 }
 
-/* ---- CPU ---- */
-
 static int64_t taps_of(const record *r) { return r->i[I_KERNEL] * r->i[I_KERNEL]; }
 static int64_t at_most(int64_t value, int64_t limit) { return limit < 1 ? 1 : value < limit ? value : limit; }
 static int64_t pixels_out(const record *r) { return r->i[I_N] * r->i[I_OH] * r->i[I_OW]; }
 static int64_t pixels_in(const record *r) { return r->i[I_N] * r->i[I_H] * r->i[I_W]; }
+/* Every row of the product reads one row of its left operand. */
+static bool is_linear(const record *r) { return r->i[I_KERNEL] == 1 && r->i[I_STRIDE] == 1 && r->i[I_PAD] == 0; }
+
+/* ---- CPU: own kernels ---- */
+
+static bool uses_kernels(const record *r, const device *d) { return d->kernels && cpu_kernels_read(r->in[IN_W]); }
+static const float *floats(const tensor *x) { return x ? x->cpu : NULL; }
+
+/* A product and where its rows come from. */
+typedef struct cpu_call {
+    cpu_gemm product;
+    cpu_gather gather;
+    bool linear;
+} cpu_call;
+
+/* What the forward convolution gathers. */
+static cpu_gather gather_of(const record *r) {
+    const int64_t *i = r->i;
+    return (cpu_gather){i[I_OH], i[I_OW], i[I_H], i[I_W], (int)i[I_KERNEL], (int)i[I_STRIDE], (int)i[I_PAD], false};
+}
+
+static cpu_call forward_call(const record *r, const device *d) {
+    const int64_t *i = r->i;
+    return (cpu_call){.product = {.m = pixels_out(r),
+                                  .n = i[I_O],
+                                  .k = i[I_C],
+                                  .taps = (int)taps_of(r),
+                                  .a = r->in[IN_X]->cpu,
+                                  .lda = i[I_C],
+                                  .b = r->in[IN_W]->cpu,
+                                  .b_type = r->in[IN_W]->type,
+                                  .scale = 1,
+                                  .bias = floats(r->in[IN_BIAS]),
+                                  .shift = floats(r->in[IN_SHIFT]),
+                                  .residual = floats(r->in[IN_RESIDUAL]),
+                                  .c = r->out[0]->cpu,
+                                  .rows_per_image = i[I_OH] * i[I_OW],
+                                  .bf16 = d->bf16},
+                      .gather = gather_of(r),
+                      .linear = is_linear(r)};
+}
+
+static cpu_call data_call(const record *r, const device *d) {
+    const int64_t *i = r->i;
+    return (cpu_call){.product = {.m = pixels_in(r),
+                                  .n = i[I_C],
+                                  .k = i[I_O],
+                                  .taps = (int)taps_of(r),
+                                  .a = r->in[IN_X]->cpu,
+                                  .lda = i[I_O],
+                                  .b = r->in[IN_W]->cpu,
+                                  .b_type = r->in[IN_W]->type,
+                                  .kn = true,
+                                  .scale = 1,
+                                  .residual = floats(r->in[IN_RESIDUAL]),
+                                  .c = r->out[0]->cpu,
+                                  .rows_per_image = i[I_H] * i[I_W],
+                                  .bf16 = d->bf16},
+                      .gather = {i[I_H], i[I_W], i[I_OH], i[I_OW], (int)i[I_KERNEL], (int)i[I_STRIDE], (int)i[I_PAD], true},
+                      .linear = is_linear(r)};
+}
+
+static size_t call_scratch(cpu_call c, const device *d) {
+    if (!c.linear) c.product.gather = &c.gather;
+    return d->kernels->winograd_serves(&c.product) ? d->kernels->winograd_scratch(&c.product, d->threads)
+                                                   : d->kernels->gemm_scratch(&c.product, d->threads);
+}
+
+static void run_call(cpu_call c, const record *r, const device *d) {
+    if (!c.linear) c.product.gather = &c.gather;
+    if (d->kernels->winograd_serves(&c.product))
+        d->kernels->winograd(&c.product, d->threads, r->scratch->cpu);
+    else
+        d->kernels->gemm(&c.product, d->threads, r->scratch->cpu);
+}
+
+static cpu_weight_grad weight_call(const record *r, const cpu_gather *gather) {
+    return (cpu_weight_grad){.rows = pixels_out(r),
+                             .outputs = r->i[I_O],
+                             .inputs = r->i[I_C],
+                             .taps = (int)taps_of(r),
+                             .gather = is_linear(r) ? NULL : gather,
+                             .dy = r->in[0]->cpu,
+                             .x = r->in[1]->cpu,
+                             .dw = r->out[0]->cpu,
+                             .scale = 1};
+}
+
+/* ---- CPU: BLAS ---- */
 
 /* rows [first, first + count) of the gathered matrix [pixels, taps * c]: for output pixel p the input pixels its taps see, zeros outside.
  */
@@ -130,8 +219,13 @@ static pieces forward_pieces(const record *r) {
 }
 
 static size_t forward_scratch(const record *r, const device *d) {
+    if (d->gpu) {
+        gemm_call g = forward_product(r);
+        return kernel_gemm_scratch(&g, d->gpu);
+    }
+    if (uses_kernels(r, d)) return call_scratch(forward_call(r, d), d);
     pieces p = forward_pieces(r);
-    return d->gpu ? 0 : (size_t)(p.rows * p.row_size + p.weights * p.weight_size) * sizeof(float);
+    return (size_t)(p.rows * p.row_size + p.weights * p.weight_size) * sizeof(float);
 }
 
 OP_HOT static void add_row(float *y, const float *bias, const float *shift, int64_t n) {
@@ -141,8 +235,7 @@ OP_HOT static void add_row(float *y, const float *bias, const float *shift, int6
         for (int64_t j = 0; j < n; j++) y[j] += shift[j];
 }
 
-static void forward_cpu(const record *r, const device *d) {
-    (void)d;
+static void forward_blas(const record *r) {
     pieces p = forward_pieces(r);
     int64_t pixels = pixels_out(r), o = r->i[I_O], k = p.row_size;
     float *y = r->out[0]->cpu, *rows = r->scratch->cpu, *panel = rows + p.rows * p.row_size;
@@ -163,20 +256,31 @@ static void forward_cpu(const record *r, const device *d) {
     for (int64_t i = 0; i < pixels; i++) add_row(y + i * o, bias, shift ? shift + i / image * o : NULL, o);
 }
 
+static void forward_cpu(const record *r, const device *d) {
+    if (uses_kernels(r, d))
+        run_call(forward_call(r, d), r, d);
+    else
+        forward_blas(r);
+}
+
 static pieces data_pieces(const record *r) {
     int64_t k = taps_of(r) * r->i[I_O], c = r->i[I_C];
     return (pieces){at_most(pixels_in(r), PANEL / k), r->in[IN_W]->type == DTYPE_F32 ? k : at_most(k, PANEL / c), k, c};
 }
 
 static size_t data_scratch(const record *r, const device *d) {
+    if (d->gpu) {
+        gemm_call g = data_product(r);
+        return kernel_gemm_scratch(&g, d->gpu);
+    }
+    if (uses_kernels(r, d)) return call_scratch(data_call(r, d), d);
     pieces p = data_pieces(r);
     int64_t weights = r->in[IN_W]->type == DTYPE_F32 ? 0 : p.weights * p.weight_size;
-    return d->gpu ? 0 : (size_t)(p.rows * p.row_size + weights) * sizeof(float);
+    return (size_t)(p.rows * p.row_size + weights) * sizeof(float);
 }
 
 /* The weight as it lies is [taps * o, c]: gathered rows times it, in pieces of the reduction. */
-static void data_cpu(const record *r, const device *d) {
-    (void)d;
+static void data_blas(const record *r) {
     pieces p = data_pieces(r);
     const tensor *w = r->in[IN_W];
     int64_t pixels = pixels_in(r), c = r->i[I_C], k = p.row_size;
@@ -197,24 +301,33 @@ static void data_cpu(const record *r, const device *d) {
     }
 }
 
+static void data_cpu(const record *r, const device *d) {
+    if (uses_kernels(r, d))
+        run_call(data_call(r, d), r, d);
+    else
+        data_blas(r);
+}
+
 static pieces weight_pieces(const record *r) {
     int64_t k = taps_of(r) * r->i[I_C];
     return (pieces){at_most(pixels_out(r), PANEL / k), r->i[I_O], k, k};
 }
 
-static gemm_call weight_call(const record *r);
-
 static size_t weight_scratch(const record *r, const device *d) {
     if (d->gpu) {
-        gemm_call g = weight_call(r);
-        return kernel_gemm_scratch(&g);
+        gemm_call g = weight_product(r);
+        return kernel_gemm_scratch(&g, d->gpu);
+    }
+    if (d->kernels) {
+        cpu_gather gather = gather_of(r);
+        cpu_weight_grad g = weight_call(r, &gather);
+        return d->kernels->weight_grad_scratch(&g, d->threads);
     }
     pieces p = weight_pieces(r);
     return (size_t)(p.rows * p.row_size + p.weights * p.weight_size) * sizeof(float);
 }
 
-static void weight_cpu(const record *r, const device *d) {
-    (void)d;
+static void weight_blas(const record *r) {
     pieces p = weight_pieces(r);
     int64_t pixels = pixels_out(r), o = r->i[I_O], c = r->i[I_C], k = p.row_size, taps = taps_of(r);
     const float *dy = r->in[0]->cpu;
@@ -227,6 +340,15 @@ static void weight_cpu(const record *r, const device *d) {
     for (int64_t tap = 0; tap < taps; tap++)
         for (int64_t i = 0; i < o; i++)
             for (int64_t j = 0; j < c; j++) dw[(tap * o + i) * c + j] += sum[(i * taps + tap) * c + j];
+}
+
+static void weight_cpu(const record *r, const device *d) {
+    cpu_gather gather = gather_of(r);
+    cpu_weight_grad g = weight_call(r, &gather);
+    if (d->kernels)
+        d->kernels->weight_grad(&g, d->threads, r->scratch->cpu);
+    else
+        weight_blas(r);
 }
 
 /* ---- Vulkan ---- */
@@ -243,7 +365,7 @@ static gemm_call vulkan_call(const record *r) {
                        .scale = 1};
 }
 
-static void forward_vulkan(const record *r, gpu_recording *rec) {
+static gemm_call forward_product(const record *r) {
     const int64_t *i = r->i;
     gemm_call g = vulkan_call(r);
     g.bias = r->in[IN_BIAS], g.residual = r->in[IN_RESIDUAL], g.shift = r->in[IN_SHIFT];
@@ -251,12 +373,16 @@ static void forward_vulkan(const record *r, gpu_recording *rec) {
     g.tap_b = i[I_O] * i[I_C];
     g.height = i[I_OH], g.width = i[I_OW], g.rows_per_image = i[I_OH] * i[I_OW];
     g.source_height = i[I_H], g.source_width = i[I_W];
-    bool plain = i[I_KERNEL] == 1 && i[I_STRIDE] == 1 && i[I_PAD] == 0;
-    g.a_mode = plain ? GEMM_A_ROWS : GEMM_A_FORWARD;
+    g.a_mode = is_linear(r) ? GEMM_A_ROWS : GEMM_A_FORWARD;
+    return g;
+}
+
+static void forward_vulkan(const record *r, gpu_recording *rec) {
+    gemm_call g = forward_product(r);
     kernel_gemm(rec, &g);
 }
 
-static void data_vulkan(const record *r, gpu_recording *rec) {
+static gemm_call data_product(const record *r) {
     const int64_t *i = r->i;
     gemm_call g = vulkan_call(r);
     g.residual = r->in[IN_RESIDUAL];
@@ -264,12 +390,16 @@ static void data_vulkan(const record *r, gpu_recording *rec) {
     g.b_mode = GEMM_B_KN, g.tap_b = i[I_O] * i[I_C];
     g.height = i[I_H], g.width = i[I_W];
     g.source_height = i[I_OH], g.source_width = i[I_OW];
-    bool plain = i[I_KERNEL] == 1 && i[I_STRIDE] == 1 && i[I_PAD] == 0;
-    g.a_mode = plain ? GEMM_A_ROWS : GEMM_A_BACKWARD;
+    g.a_mode = is_linear(r) ? GEMM_A_ROWS : GEMM_A_BACKWARD;
+    return g;
+}
+
+static void data_vulkan(const record *r, gpu_recording *rec) {
+    gemm_call g = data_product(r);
     kernel_gemm(rec, &g);
 }
 
-static gemm_call weight_call(const record *r) {
+static gemm_call weight_product(const record *r) {
     const int64_t *i = r->i;
     gemm_call g = vulkan_call(r);
     g.m = g.lda = i[I_O], g.n = g.ldb = i[I_C], g.k = pixels_out(r);
@@ -281,7 +411,7 @@ static gemm_call weight_call(const record *r) {
 }
 
 static void weight_vulkan(const record *r, gpu_recording *rec) {
-    gemm_call g = weight_call(r);
+    gemm_call g = weight_product(r);
     kernel_gemm(rec, &g);
 }
 

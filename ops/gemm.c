@@ -61,12 +61,49 @@ static int64_t panel_rows(const record *r) {
     return most < 1 ? 1 : most < rows ? most : rows;
 }
 
+static bool uses_kernels(const record *r, const device *d) { return d->kernels && cpu_kernels_read(r->in[IN_B]); }
+
+static cpu_gemm cpu_call(const record *r, const device *d) {
+    return (cpu_gemm){.m = r->i[I_M],
+                      .n = r->i[I_N],
+                      .k = r->i[I_K],
+                      .taps = 1,
+                      .a = r->in[IN_A]->cpu,
+                      .lda = r->i[I_K],
+                      .b = r->in[IN_B]->cpu,
+                      .b_type = r->in[IN_B]->type,
+                      .kn = r->i[I_KN] != 0,
+                      .scale = r->f[0],
+                      .bias = r->in[IN_BIAS] ? r->in[IN_BIAS]->cpu : NULL,
+                      .residual = r->in[IN_RESIDUAL] ? r->in[IN_RESIDUAL]->cpu : NULL,
+                      .c = r->out[0]->cpu,
+                      .rows_per_image = r->i[I_M],
+                      .bf16 = d->bf16};
+}
+
+/* A transposed: dw += dy^T x. */
+static cpu_weight_grad weight_call(const record *r) {
+    return (cpu_weight_grad){.rows = r->i[I_K],
+                             .outputs = r->i[I_M],
+                             .inputs = r->i[I_N],
+                             .taps = 1,
+                             .dy = r->in[IN_A]->cpu,
+                             .x = r->in[IN_B]->cpu,
+                             .dw = r->out[0]->cpu,
+                             .scale = r->f[0]};
+}
+
 static gemm_call vulkan_call(const record *r);
 
 static size_t scratch(const record *r, const device *d) {
     if (d->gpu) {
         gemm_call g = vulkan_call(r);
-        return kernel_gemm_scratch(&g);
+        return kernel_gemm_scratch(&g, d->gpu);
+    }
+    if (uses_kernels(r, d)) {
+        cpu_gemm g = cpu_call(r, d);
+        cpu_weight_grad w = weight_call(r);
+        return r->i[I_TRANSPOSE_A] ? d->kernels->weight_grad_scratch(&w, d->threads) : d->kernels->gemm_scratch(&g, d->threads);
     }
     if (r->in[IN_B]->type == DTYPE_F32) return 0;
     return (size_t)(panel_rows(r) * (r->i[I_KN] ? r->i[I_N] : r->i[I_K])) * sizeof(float);
@@ -78,8 +115,7 @@ static void add_bias(float *c, const float *bias, int64_t m, int64_t n) {
         for (int64_t j = 0; j < n; j++) c[i * n + j] += bias[j];
 }
 
-static void run_cpu(const record *r, const device *d) {
-    (void)d;
+static void run_blas(const record *r) {
     const tensor *a = r->in[IN_A], *b = r->in[IN_B];
     int64_t m = r->i[I_M], n = r->i[I_N], k = r->i[I_K], lda = r->i[I_TRANSPOSE_A] ? m : k;
     bool transposed = r->i[I_TRANSPOSE_A] != 0, kn = r->i[I_KN] != 0;
@@ -104,6 +140,17 @@ static void run_cpu(const record *r, const device *d) {
         }
     }
     if (r->in[IN_BIAS]) add_bias(c, r->in[IN_BIAS]->cpu, m, n);
+}
+
+static void run_cpu(const record *r, const device *d) {
+    cpu_gemm g = cpu_call(r, d);
+    cpu_weight_grad w = weight_call(r);
+    if (!uses_kernels(r, d))
+        run_blas(r);
+    else if (r->i[I_TRANSPOSE_A])
+        d->kernels->weight_grad(&w, d->threads, r->scratch->cpu);
+    else
+        d->kernels->gemm(&g, d->threads, r->scratch->cpu);
 }
 
 /* ---- Vulkan ---- */

@@ -13,6 +13,7 @@ typedef struct kernel_call {
     gpu_range ranges[KERNEL_BINDINGS];
     uint32_t constants[KERNEL_CONSTANTS], push[KERNEL_PUSH];
     int range_count, constant_count, push_count, type_count;
+    int subgroup; /* size asked for; 0: the driver's choice */
     uint32_t written;
 } kernel_call;
 
@@ -41,6 +42,22 @@ static inline bool kernel_fours(int64_t elements) { return elements % 4 == 0; }
 /* C [m, n] = residual + scale * A B + bias + shift, summed over taps; the fields are those of shaders/gemm.comp. */
 typedef enum gemm_a { GEMM_A_ROWS, GEMM_A_COLUMNS, GEMM_A_FORWARD, GEMM_A_BACKWARD } gemm_a;
 typedef enum gemm_b { GEMM_B_NK, GEMM_B_KN, GEMM_B_GATHER } gemm_b;
+
+/* Which kernel computes a product, and in what pieces. */
+typedef enum gemm_kernel {
+    GEMM_GENERAL, /* gemm.comp: any shape and type */
+    GEMM_HALF,    /* gemm_half.comp: half floats in chunks of eight */
+    GEMM_MATRIX   /* gemm_matrix.comp: the same on matrix units; not in every build */
+} gemm_kernel;
+typedef struct gemm_tiling {
+    gemm_kernel kernel;
+    int bm, bn, bk; /* of a workgroup, and of one step of the sum */
+    int tm, tn;     /* of a thread; GEMM_MATRIX: of a subgroup */
+    bool pairs;     /* GEMM_HALF: half floats in shared memory too */
+    int subgroup;   /* size asked for; 0: the driver's choice */
+    int splits;     /* of the sum, added up afterwards in a fixed order */
+} gemm_tiling;
+
 typedef struct gemm_call {
     const tensor *a, *b, *c, *bias, *shift, *residual, *scratch;
     gemm_a a_mode;
@@ -50,11 +67,14 @@ typedef struct gemm_call {
     int64_t height, width, source_height, source_width, kernel, stride, pad; /* of gathered operands */
     int64_t rows_per_image;
     float scale;
-    bool accumulate; /* C += */
+    bool accumulate;           /* C += */
+    const gemm_tiling *tiling; /* NULL: what suits the product and the device */
 } gemm_call;
 
-/* fp32 scratch bytes for the split sums of a product that accumulates (a weight gradient); 0 for others. */
-size_t kernel_gemm_scratch(const gemm_call *g);
+/* fp32 scratch bytes for the parts of a split sum; 0 where it is not split. */
+size_t kernel_gemm_scratch(const gemm_call *g, const gpu *on);
 void kernel_gemm(gpu_recording *rec, const gemm_call *g);
+/* Whether a kernel can compute the product, on any device. */
+bool kernel_gemm_fits(const gemm_call *g, gemm_kernel kernel);
 
 #endif

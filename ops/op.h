@@ -56,12 +56,15 @@ static inline float scalar_gelu_slope(float x) {
 }
 
 /* Row-major C = alpha op(A) op(B) + beta C through BLAS. */
-void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-              int64_t ldb, float beta, float *c, int64_t ldc);
+void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+               const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
 /* Converts n elements with all threads. */
 void cpu_expand(float *out, const void *in, dtype type, int64_t n);
 void cpu_copy(float *out, const float *in, int64_t n);
+
+/* Whether own kernels (cpu/cpu.h) can multiply by a tensor as it is stored. */
+static inline bool cpu_kernels_read(const tensor *x) { return x->type == DTYPE_F32 || x->type == DTYPE_F16 || x->type == DTYPE_BF16; }
 
 /* Address of element `index` of a stored constant. */
 static inline const void *cpu_at(const tensor *x, int64_t index) { return (const char *)x->cpu + (size_t)index * dtype_size(x->type); }

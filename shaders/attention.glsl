@@ -36,4 +36,12 @@ const uint PR = BR + 4, PC = BC + 4; // pitches
         tile[(col + 3) * (pitch) + row] = value.w;                                                                          \
     }
 
+// acc[n][chunk * E + e] += part[n][e] without an index that varies: registers have none, and compilers would choose among all of them at every use.
+// (They do not unroll the loop over chunks, because there are loops inside.)
+#define ADD_PART(acc, part, COUNT, chunk)                      \
+    [[unroll]] for (uint c_ = 0; c_ < CHUNKS; c_++)            \
+        if (c_ == (chunk))                                     \
+            [[unroll]] for (uint n_ = 0; n_ < COUNT; n_++)     \
+                [[unroll]] for (uint e_ = 0; e_ < E; e_++) acc[n_][c_ * E + e_] += part[n_][e_];
+
 bool sees(uint query, uint key) { return query < p.tq && key < p.tk && (CAUSAL == 0 || key <= query); }

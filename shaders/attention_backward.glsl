@@ -2,12 +2,12 @@
 #include "attention.glsl"
 layout(set = 0, binding = 0) readonly buffer Q1 { T0 q[]; };
 layout(set = 0, binding = 0) readonly buffer Q4 { T0_4 q4[]; };
-layout(set = 0, binding = 1) readonly buffer K1 { T0 k[]; };
-layout(set = 0, binding = 1) readonly buffer K4 { T0_4 k4[]; };
-layout(set = 0, binding = 2) readonly buffer V1 { T0 v[]; };
-layout(set = 0, binding = 2) readonly buffer V4 { T0_4 v4[]; };
-layout(set = 0, binding = 3) readonly buffer DO1 { T1 dy[]; };
-layout(set = 0, binding = 3) readonly buffer DO4 { T1_4 dy4[]; };
+layout(set = 0, binding = 1) readonly buffer K1 { T1 k[]; };
+layout(set = 0, binding = 1) readonly buffer K4 { T1_4 k4[]; };
+layout(set = 0, binding = 2) readonly buffer V1 { T1 v[]; };
+layout(set = 0, binding = 2) readonly buffer V4 { T1_4 v4[]; };
+layout(set = 0, binding = 3) readonly buffer DO1 { T2 dy[]; };
+layout(set = 0, binding = 3) readonly buffer DO4 { T2_4 dy4[]; };
 layout(set = 0, binding = 4) readonly buffer LSE { float lse[]; };
 layout(set = 0, binding = 5) readonly buffer Delta { float delta[]; };
 

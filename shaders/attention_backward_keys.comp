@@ -3,8 +3,8 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "attention_backward.glsl"
-layout(set = 0, binding = 6) writeonly buffer DK { T1 dk[]; };
-layout(set = 0, binding = 7) writeonly buffer DV { T1 dv[]; };
+layout(set = 0, binding = 6) writeonly buffer DK { T2 dk[]; };
+layout(set = 0, binding = 7) writeonly buffer DV { T2 dv[]; };
 
 shared float sp[BR * PC], ss[BR * PC]; // [query][key]: P, dS
 
@@ -20,7 +20,9 @@ void main()
                 sp[(tr * R + i) * PC + tc * C + j] = prob[i][j];
                 ss[(tr * R + i) * PC + tc * C + j] = slope[i][j];
             }
-        [[unroll]] for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+        for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+            float part_k[C][E], part_v[C][E];
+            [[unroll]] for (uint j = 0; j < C; j++) [[unroll]] for (uint e = 0; e < E; e++) part_k[j][e] = part_v[j][e] = 0;
             if (CHUNKS != 1) {
                 barrier();
                 LOAD_TILE(sq, PR, q, q4, BR, q_base, i0, p.tq, chunk)
@@ -39,10 +41,12 @@ void main()
                 }
                 [[unroll]] for (uint j = 0; j < C; j++)
                     [[unroll]] for (uint e = 0; e < E; e++) {
-                        acc_v[j][chunk * E + e] = fma(x[j], y[e], acc_v[j][chunk * E + e]);
-                        acc_k[j][chunk * E + e] = fma(u[j], w[e], acc_k[j][chunk * E + e]);
+                        part_v[j][e] = fma(x[j], y[e], part_v[j][e]);
+                        part_k[j][e] = fma(u[j], w[e], part_k[j][e]);
                     }
             }
+            ADD_PART(acc_v, part_v, C, chunk)
+            ADD_PART(acc_k, part_k, C, chunk)
         }
     }
     [[unroll]] for (uint j = 0; j < C; j++) {
@@ -51,8 +55,8 @@ void main()
             [[unroll]] for (uint e = 0; e < CHUNKS * E; e++) {
                 uint d = e / E * DC + e % E * 8 + tc;
                 if (d < D) {
-                    dk[k_base + key * PITCH + d] = T1(acc_k[j][e]);
-                    dv[k_base + key * PITCH + d] = T1(acc_v[j][e]);
+                    dk[k_base + key * PITCH + d] = T2(acc_k[j][e]);
+                    dv[k_base + key * PITCH + d] = T2(acc_v[j][e]);
                 }
             }
         }

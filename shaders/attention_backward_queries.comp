@@ -3,7 +3,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "attention_backward.glsl"
-layout(set = 0, binding = 6) writeonly buffer DQ { T1 dq[]; };
+layout(set = 0, binding = 6) writeonly buffer DQ { T2 dq[]; };
 
 shared float ss[BC * PR]; // [key][query]: dS
 
@@ -17,7 +17,9 @@ void main()
         block_scores(i0, j0);
         [[unroll]] for (uint i = 0; i < R; i++)
             [[unroll]] for (uint j = 0; j < C; j++) ss[(tc * C + j) * PR + tr * R + i] = slope[i][j];
-        [[unroll]] for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+        for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+            float part[R][E];
+            [[unroll]] for (uint i = 0; i < R; i++) [[unroll]] for (uint e = 0; e < E; e++) part[i][e] = 0;
             if (CHUNKS != 1) {
                 barrier();
                 LOAD_TILE(sk, PC, k, k4, BC, k_base, j0, p.tk, chunk)
@@ -28,8 +30,9 @@ void main()
                 [[unroll]] for (uint i = 0; i < R; i++) x[i] = ss[j * PR + tr * R + i];
                 [[unroll]] for (uint e = 0; e < E; e++) y[e] = sk[(e * 8 + tc) * PC + j];
                 [[unroll]] for (uint i = 0; i < R; i++)
-                    [[unroll]] for (uint e = 0; e < E; e++) acc[i][chunk * E + e] = fma(x[i], y[e], acc[i][chunk * E + e]);
+                    [[unroll]] for (uint e = 0; e < E; e++) part[i][e] = fma(x[i], y[e], part[i][e]);
             }
+            ADD_PART(acc, part, R, chunk)
         }
     }
     [[unroll]] for (uint i = 0; i < R; i++) {
@@ -37,7 +40,7 @@ void main()
         if (query < p.tq) {
             [[unroll]] for (uint e = 0; e < CHUNKS * E; e++) {
                 uint d = e / E * DC + e % E * 8 + tc;
-                if (d < D) dq[q_base + query * PITCH + d] = T1(acc[i][e]);
+                if (d < D) dq[q_base + query * PITCH + d] = T2(acc[i][e]);
             }
         }
     }

@@ -6,11 +6,11 @@
 #include "attention.glsl"
 layout(set = 0, binding = 0) readonly buffer Q1 { T0 q[]; };
 layout(set = 0, binding = 0) readonly buffer Q4 { T0_4 q4[]; };
-layout(set = 0, binding = 1) readonly buffer K1 { T0 k[]; };
-layout(set = 0, binding = 1) readonly buffer K4 { T0_4 k4[]; };
-layout(set = 0, binding = 2) readonly buffer V1 { T0 v[]; };
-layout(set = 0, binding = 2) readonly buffer V4 { T0_4 v4[]; };
-layout(set = 0, binding = 3) writeonly buffer O1 { T1 o[]; };
+layout(set = 0, binding = 1) readonly buffer K1 { T1 k[]; };
+layout(set = 0, binding = 1) readonly buffer K4 { T1_4 k4[]; };
+layout(set = 0, binding = 2) readonly buffer V1 { T1 v[]; };
+layout(set = 0, binding = 2) readonly buffer V4 { T1_4 v4[]; };
+layout(set = 0, binding = 3) writeonly buffer O1 { T2 o[]; };
 layout(set = 0, binding = 4) writeonly buffer LSE { float lse[]; }; // [images, heads, tq]
 
 shared float sq[DC * PR], skv[DC * PC], sp[BC * PR], sm[BR * 8];
@@ -66,7 +66,9 @@ void main()
                 sp[(tc * C + j) * PR + tr * R + i] = w;
             }
         }
-        [[unroll]] for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+        for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+            float part[R][E];
+            [[unroll]] for (uint i = 0; i < R; i++) [[unroll]] for (uint e = 0; e < E; e++) part[i][e] = 0;
             barrier();
             LOAD_TILE(skv, PC, v, v4, BC, k_base, j0, p.tk, chunk)
             barrier();
@@ -75,8 +77,9 @@ void main()
                 [[unroll]] for (uint i = 0; i < R; i++) x[i] = sp[j * PR + tr * R + i];
                 [[unroll]] for (uint e = 0; e < E; e++) y[e] = skv[(e * 8 + tc) * PC + j];
                 [[unroll]] for (uint i = 0; i < R; i++)
-                    [[unroll]] for (uint e = 0; e < E; e++) acc[i][chunk * E + e] = fma(x[i], y[e], acc[i][chunk * E + e]);
+                    [[unroll]] for (uint e = 0; e < E; e++) part[i][e] = fma(x[i], y[e], part[i][e]);
             }
+            ADD_PART(acc, part, R, chunk)
         }
     }
     barrier();
@@ -89,7 +92,7 @@ void main()
         if (row < p.tq) {
             [[unroll]] for (uint e = 0; e < CHUNKS * E; e++) {
                 uint d = e / E * DC + e % E * 8 + tc;
-                if (d < D) o[q_base + row * PITCH + d] = T1(acc[i][e] / all);
+                if (d < D) o[q_base + row * PITCH + d] = T2(acc[i][e] / all);
             }
             if (tc == 0) lse[(gl_WorkGroupID.z * p.heads + gl_WorkGroupID.y) * p.tq + row] = (top[i] + log2(all)) / LOG2E;
         }

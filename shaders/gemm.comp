@@ -27,32 +27,13 @@ layout(constant_id = 6) const uint A_MODE = 0;
 layout(constant_id = 7) const uint B_MODE = 0;
 layout(constant_id = 8) const uint VECTORS = 0; // bit 0, 1, 2: A, B, C are read and written four elements at a time
 
-layout(push_constant) uniform Shape {
-    uint M, N, K;            // K: per tap
-    uint taps;               // summed over inside
-    uint lda, ldb, ldc;      // row pitches in elements
-    uint tap_b;              // elements from one tap of B to the next
-    uint height, width;      // of the pixel grid that m (A 2, 3) or k (B 2) counts
-    uint source_height, source_width; // of the image gathered from
-    uint kernel, stride, pad;
-    uint z_taps;             // 1: z counts taps (then splits), 0: z counts splits only
-    uint splits;             // of the loop over taps and k; part s of z is stored at z * c_stride
-    uint c_stride;
-    uint flags;              // 1 bias, 2 shift, 4 residual, 8 accumulate into C
-    uint rows_per_image;
-    float scale;
-} p;
-
+#define TC T2
+#define TC_4 T2_4
+#include "gemm_shape.glsl"
 layout(set = 0, binding = 0) readonly buffer A1 { T0 a[]; };
 layout(set = 0, binding = 0) readonly buffer A4 { T0_4 a4[]; };
 layout(set = 0, binding = 1) readonly buffer B1 { T1 b[]; };
 layout(set = 0, binding = 1) readonly buffer B4 { T1_4 b4[]; };
-layout(set = 0, binding = 2) buffer C1 { T2 c[]; };
-layout(set = 0, binding = 2) buffer C4 { T2_4 c4[]; };
-layout(set = 0, binding = 3) readonly buffer Bias { float bias[]; };
-layout(set = 0, binding = 4) readonly buffer Shift { T2 shift[]; };        // [images][N]
-layout(set = 0, binding = 5) readonly buffer Residual { T2 residual[]; };  // as C
-layout(set = 0, binding = 5) readonly buffer Residual4 { T2_4 residual4[]; };
 
 const bool A_ROWS = A_MODE != 1;  // a chunk of four runs along k, else along m
 const bool B_ROWS = B_MODE == 0;
@@ -200,24 +181,19 @@ void multiply(uint tr, uint tc)
 // Four neighbours of row m from n on, or as many as there are.
 void store(uint m, uint n, uint base, vec4 v)
 {
-    uint at = base + m * p.ldc + n, s = m / max(p.rows_per_image, 1u) * p.N + n;
-    v *= p.scale;
     if ((VECTORS & 4u) != 0) {
-        if ((p.flags & 1u) != 0) v += vec4(bias[n], bias[n + 1], bias[n + 2], bias[n + 3]);
-        if ((p.flags & 2u) != 0) v += vec4(shift[s], shift[s + 1], shift[s + 2], shift[s + 3]);
-        if ((p.flags & 4u) != 0) v += vec4(residual4[at / 4]);
-        if ((p.flags & 8u) != 0) v += vec4(c4[at / 4]);
-        c4[at / 4] = T2_4(v);
-    } else {
-        uint count = min(4, p.N - n);
-        for (uint j = 0; j < count; j++) {
-            float f = v[j];
-            if ((p.flags & 1u) != 0) f += bias[n + j];
-            if ((p.flags & 2u) != 0) f += float(shift[s + j]);
-            if ((p.flags & 4u) != 0) f += float(residual[at + j]);
-            if ((p.flags & 8u) != 0) f += float(c[at + j]);
-            c[at + j] = T2(f);
-        }
+        store_four(m, n, base, v);
+        return;
+    }
+    uint at = base + m * p.ldc + n, s = m / max(p.rows_per_image, 1u) * p.N + n, count = min(4, p.N - n);
+    v *= p.scale;
+    for (uint j = 0; j < count; j++) {
+        float f = v[j];
+        if ((p.flags & 1u) != 0) f += bias[n + j];
+        if ((p.flags & 2u) != 0) f += float(shift[s + j]);
+        if ((p.flags & 4u) != 0) f += float(residual[at + j]);
+        if ((p.flags & 8u) != 0) f += float(c[at + j]);
+        c[at + j] = T2(f);
     }
 }
 

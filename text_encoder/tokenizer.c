@@ -177,23 +177,16 @@ bool tokenizer_encode(const tokenizer *tok, const char *text, size_t size, int32
     return true;
 }
 
-size_t tokenizer_chunk_count(size_t count) { return count == 0 ? 1 : (count + TOKENIZER_CHUNK - 1) / TOKENIZER_CHUNK; }
-
-void tokenizer_chunk(const tokenizer *tok, const int32_t *ids, size_t count, size_t chunk, int32_t out[TOKENIZER_LENGTH]) {
-    size_t from = chunk * TOKENIZER_CHUNK, held = from < count ? count - from : 0;
-    if (held > TOKENIZER_CHUNK) held = TOKENIZER_CHUNK;
-    out[0] = tok->vocabulary.start;
-    for (size_t i = 0; i < held; i++) out[1 + i] = ids[from + i];
-    out[1 + held] = tok->vocabulary.end;
-    for (size_t i = held + 2; i < TOKENIZER_LENGTH; i++) out[i] = tok->vocabulary.pad;
-}
-
 bool tokenizer_encode_77(const tokenizer *tok, const char *text, size_t size, int32_t ids[TOKENIZER_LENGTH], size_t *lost, error *err) {
     int32_t *all = NULL;
     size_t count = 0;
     if (!tokenizer_encode(tok, text, size, &all, &count, err)) return false;
-    tokenizer_chunk(tok, all, count, 0, ids);
-    if (lost) *lost = count > TOKENIZER_CHUNK ? count - TOKENIZER_CHUNK : 0;
+    size_t held = count < TOKENIZER_CHUNK ? count : TOKENIZER_CHUNK;
+    ids[0] = tok->vocabulary.start;
+    for (size_t i = 0; i < held; i++) ids[1 + i] = all[i];
+    ids[1 + held] = tok->vocabulary.end;
+    for (size_t i = held + 2; i < TOKENIZER_LENGTH; i++) ids[i] = tok->vocabulary.pad;
+    if (lost) *lost = count - held;
     free(all);
     return true;
 }

@@ -35,8 +35,4 @@ bool tokenizer_encode(const tokenizer *tok, const char *text, size_t size, int32
    number of tokens cut off. */
 bool tokenizer_encode_77(const tokenizer *tok, const char *text, size_t size, int32_t ids[TOKENIZER_LENGTH], size_t *lost, error *err);
 
-/* Longer prompts as the web UIs take them: as many chunks of 75 as needed, at least one, each with start, end and padding. */
-size_t tokenizer_chunk_count(size_t count);
-void tokenizer_chunk(const tokenizer *tok, const int32_t *ids, size_t count, size_t chunk, int32_t out[TOKENIZER_LENGTH]);
-
 #endif

@@ -14,7 +14,7 @@ static void hash_vae(const pipeline *p, char out[65]) {
     sha256 hash;
     sha256_init(&hash);
     for (size_t i = 0; i < vae->count; i++) sha256_update(&hash, vae->tensors[i].data, vae->tensors[i].bytes);
-    const char *precision = dtype_name(p->device->activation);
+    const char *precision = p->device->bf16 ? "BF16" : dtype_name(p->device->activation);
     sha256_update(&hash, precision, 4);
     sha256_hex(&hash, out);
 }

@@ -159,7 +159,7 @@ static void put_settings(train_metadata *m, const trainer *t) {
     else
         put(m, "ss_clip_skip", "None");
     put_int(m, "ss_max_token_length", 75);
-    put(m, "ss_mixed_precision", t->pipeline->device->activation == DTYPE_F16 ? "fp16" : "no");
+    put(m, "ss_mixed_precision", strcmp(device_precision(t->pipeline->device), "fp32") ? device_precision(t->pipeline->device) : "no");
     put(m, "ss_cache_latents", "True");
     put(m, "ss_loss_type", "l2");
     put(m, "ss_prior_loss_weight", "1.0");

@@ -94,7 +94,7 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
     visit(user, "seed", hash);
     visit(user, "targets", o->adapter.targets ? o->adapter.targets : "");
     visit(user, "lr-scheduler", rate_schedule_name(o->schedule));
-    visit(user, "precision", dtype_name(t->pipeline->device->activation));
+    visit(user, "precision", t->pipeline->device->bf16 ? "BF16" : dtype_name(t->pipeline->device->activation));
     const struct {
         const char *option;
         double value;

@@ -1,7 +1,7 @@
 #include "train/internal.h"
 
 #include "base/memory.h"
-#include "diffusion/random.h"
+#include "base/random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -211,7 +211,7 @@ static bool not_finite(const trainer *t, int64_t step, const traced_batch *b, co
     return error_set(err,
                      "step %" PRId64 ": the %s is not finite any more (pictures: %s). Training stopped; what was saved before is whole. "
                      "A lower --lr usually helps%s",
-                     step, what, names, t->pipeline->device->activation == DTYPE_F32 ? "" : ", or --precision fp32");
+                     step, what, names, strcmp(device_precision(t->pipeline->device), "fp32") ? ", or --precision fp32" : "");
 }
 
 static bool trace_inputs(trainer *t, trace_tensors *x, const traced_batch *b, int number, error *err) {

@@ -1,5 +1,6 @@
 /* Devices: what there is, what each can do, and opening one. */
 #include "vulkan/internal.h"
+#include "vulkan/matrix.h"
 
 #include "base/memory.h"
 
@@ -17,9 +18,85 @@ typedef struct device_facts {
     VkPhysicalDeviceFeatures2 features;
     VkPhysicalDevice16BitStorageFeatures storage16;
     VkPhysicalDeviceShaderFloat16Int8Features float16;
+    VkPhysicalDeviceSubgroupSizeControlProperties subgroup_sizes; /* zeros without the extension */
+    VkPhysicalDeviceSubgroupSizeControlFeatures subgroup_control;
+    VkPhysicalDeviceShaderIntegerDotProductProperties integer_dot;
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
+    VkPhysicalDeviceVulkanMemoryModelFeatures memory_model; /* which matrix kernels are written for */
+    int matrix_size;
     VkPhysicalDeviceMemoryProperties memory;
     int queue_family; /* -1: none computes */
 } device_facts;
+
+/* Extensions of Vulkan 1.2 that later became part of it; drivers list them under either version. */
+typedef struct extension_set {
+    VkExtensionProperties *list;
+    uint32_t count;
+} extension_set;
+
+static extension_set extensions_read(const vulkan_instance *instance, VkPhysicalDevice physical) {
+    extension_set e = {.list = NULL};
+    if (instance->vkEnumerateDeviceExtensionProperties(physical, NULL, &e.count, NULL) != VK_SUCCESS) e.count = 0;
+    e.list = memory_new(e.count + 1, sizeof *e.list);
+    if (e.count && instance->vkEnumerateDeviceExtensionProperties(physical, NULL, &e.count, e.list) < VK_SUCCESS) e.count = 0;
+    return e;
+}
+
+static bool extension_listed(const extension_set *e, const char *name) {
+    for (uint32_t i = 0; i < e->count; i++)
+        if (strcmp(e->list[i].extensionName, name) == 0) return true;
+    return false;
+}
+
+/* The size of square matrix fragments with half-float operands and fp32 sums, shared by a subgroup; 0: none. */
+static int matrix_size(const vulkan_instance *instance, VkPhysicalDevice physical) {
+    enum { MOST_SHAPES = 64 };
+    PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get;
+    PFN_vkVoidFunction function = instance->vkGetInstanceProcAddr(instance->handle, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
+    memcpy(&get, &function, sizeof get);
+    VkCooperativeMatrixPropertiesKHR list[MOST_SHAPES];
+    for (int i = 0; i < MOST_SHAPES; i++)
+        list[i] = (VkCooperativeMatrixPropertiesKHR){.sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR};
+    uint32_t count = MOST_SHAPES, best = 0;
+    if (!get || get(physical, &count, list) < VK_SUCCESS) return 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const VkCooperativeMatrixPropertiesKHR *m = &list[i];
+        bool square = m->MSize == m->NSize && m->NSize == m->KSize && (m->MSize == 8 || m->MSize == 16);
+        if (square && m->MSize > best && m->scope == VK_SCOPE_SUBGROUP_KHR && !m->saturatingAccumulation &&
+            m->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && m->BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+            m->CType == VK_COMPONENT_TYPE_FLOAT32_KHR && m->ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR)
+            best = m->MSize;
+    }
+    return (int)best;
+}
+
+/* What optional extensions say. */
+static void facts_read_extensions(const vulkan_instance *instance, VkPhysicalDevice physical, device_facts *f) {
+    extension_set e = extensions_read(instance, physical);
+    VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
+    VkPhysicalDeviceFeatures2 features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2};
+    f->subgroup_sizes.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES;
+    f->subgroup_control.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES;
+    f->integer_dot.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES;
+    if (extension_listed(&e, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
+        f->subgroup_sizes.pNext = properties.pNext, properties.pNext = &f->subgroup_sizes;
+        features.pNext = &f->subgroup_control;
+    }
+    if (extension_listed(&e, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME))
+        f->integer_dot.pNext = properties.pNext, properties.pNext = &f->integer_dot;
+    bool matrices = extension_listed(&e, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME);
+    f->memory_model.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES;
+    f->matrix.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR;
+    if (matrices) {
+        f->memory_model.pNext = features.pNext, features.pNext = &f->memory_model;
+        f->matrix.pNext = features.pNext, features.pNext = &f->matrix;
+    }
+    instance->vkGetPhysicalDeviceProperties2(physical, &properties);
+    instance->vkGetPhysicalDeviceFeatures2(physical, &features);
+    f->subgroup_sizes.pNext = f->integer_dot.pNext = f->memory_model.pNext = f->matrix.pNext = NULL;
+    if (matrices && f->matrix.cooperativeMatrix) f->matrix_size = matrix_size(instance, physical);
+    free(e.list);
+}
 
 static void facts_read(const vulkan_instance *instance, VkPhysicalDevice physical, device_facts *f) {
     memset(f, 0, sizeof *f);
@@ -35,6 +112,7 @@ static void facts_read(const vulkan_instance *instance, VkPhysicalDevice physica
     f->features = (VkPhysicalDeviceFeatures2){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f->storage16};
     instance->vkGetPhysicalDeviceFeatures2(physical, &f->features);
     instance->vkGetPhysicalDeviceMemoryProperties(physical, &f->memory);
+    facts_read_extensions(instance, physical, f);
 
     VkQueueFamilyProperties families[32];
     uint32_t count = 32;
@@ -65,6 +143,24 @@ static void facts_judge(const device_facts *f, char *out, size_t size) {
                  l->maxPerStageDescriptorStorageBuffers, GPU_BINDINGS);
 }
 
+static bool can_choose_subgroup(const device_facts *f) {
+    return f->subgroup_control.subgroupSizeControl && (f->subgroup_sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0;
+}
+
+/* AMD's GCN has waves of 64 only; RDNA 3 is the first to multiply bytes of mixed signs, and issues two fp32 operations at once instead. */
+static bool has_mixed_fma(const device_facts *f) {
+    const uint32_t amd = 0x1002;
+    return f->properties.properties.vendorID == amd && can_choose_subgroup(f) && f->subgroup_sizes.minSubgroupSize == 32 &&
+           !f->integer_dot.integerDotProduct4x8BitPackedMixedSignednessAccelerated;
+}
+
+/* Matrix kernels ask for whole subgroups of one size. */
+static int usable_matrix_size(const device_facts *f) {
+    bool usable = can_choose_subgroup(f) && f->subgroup_control.computeFullSubgroups && f->float16.shaderFloat16 &&
+                  f->memory_model.vulkanMemoryModel && f->storage16.storageBuffer16BitAccess;
+    return usable ? f->matrix_size : 0;
+}
+
 static void facts_info(const device_facts *f, int index, gpu_info *info) {
     const VkPhysicalDeviceProperties *p = &f->properties.properties;
     memset(info, 0, sizeof *info);
@@ -79,7 +175,16 @@ static void facts_info(const device_facts *f, int index, gpu_info *info) {
     }
     info->fp16_storage = f->storage16.storageBuffer16BitAccess;
     info->fp16_math = f->float16.shaderFloat16;
-    info->subgroup_size = (int)f->subgroup.subgroupSize;
+    info->small_kernels = info->software && !getenv("VULORA_VK_LARGE_KERNELS");
+    info->mixed_fma = has_mixed_fma(f);
+    info->matrix_size = usable_matrix_size(f);
+    info->subgroup_size = info->subgroup_least = info->subgroup_most = (int)f->subgroup.subgroupSize;
+    if (can_choose_subgroup(f)) {
+        info->subgroup_least = (int)f->subgroup_sizes.minSubgroupSize;
+        info->subgroup_most = (int)f->subgroup_sizes.maxSubgroupSize;
+    }
+    info->shuffles = (f->subgroup.supportedOperations & VK_SUBGROUP_FEATURE_SHUFFLE_BIT) != 0 &&
+                     (f->subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0 && info->subgroup_least >= 8;
     facts_judge(f, info->refused, sizeof info->refused);
 }
 
@@ -115,16 +220,54 @@ static void limits_read(const device_facts *f, gpu_limits *limits) {
     limits->push_bytes = GPU_PUSH_BYTES;
 }
 
+/* What is switched on: only what kernels of this build use. */
+typedef struct device_features {
+    VkPhysicalDevice16BitStorageFeatures storage16;
+    VkPhysicalDeviceSubgroupSizeControlFeatures subgroup;
+    VkPhysicalDeviceShaderFloat16Int8Features float16;
+    VkPhysicalDeviceVulkanMemoryModelFeatures memory_model;
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
+    const char *extensions[2];
+    uint32_t extension_count;
+} device_features;
+
+static void features_choose(const device_facts *f, device_features *out) {
+    memset(out, 0, sizeof *out);
+    out->storage16 = (VkPhysicalDevice16BitStorageFeatures){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES,
+                                                            .storageBuffer16BitAccess = f->storage16.storageBuffer16BitAccess};
+    if (!can_choose_subgroup(f)) return;
+    out->extensions[out->extension_count++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
+    out->subgroup = (VkPhysicalDeviceSubgroupSizeControlFeatures){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES,
+                                                                  .subgroupSizeControl = VK_TRUE,
+                                                                  .computeFullSubgroups = f->subgroup_control.computeFullSubgroups};
+    out->storage16.pNext = &out->subgroup;
+    if (!usable_matrix_size(f)) return;
+    out->extensions[out->extension_count++] = VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME;
+    out->matrix = (VkPhysicalDeviceCooperativeMatrixFeaturesKHR){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
+                                                                 .cooperativeMatrix = VK_TRUE};
+    out->memory_model = (VkPhysicalDeviceVulkanMemoryModelFeatures){
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES, .pNext = &out->matrix, .vulkanMemoryModel = VK_TRUE};
+    out->float16 = (VkPhysicalDeviceShaderFloat16Int8Features){
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES, .pNext = &out->memory_model, .shaderFloat16 = VK_TRUE};
+    out->subgroup.pNext = &out->float16;
+}
+
 static bool device_create(gpu *g, const device_facts *f, error *err) {
     const float priority = 1;
     VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                      .queueFamilyIndex = (uint32_t)f->queue_family,
                                      .queueCount = 1,
                                      .pQueuePriorities = &priority};
-    VkPhysicalDevice16BitStorageFeatures storage16 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES,
-                                                      .storageBuffer16BitAccess = f->storage16.storageBuffer16BitAccess};
-    VkDeviceCreateInfo info = {
-        .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .pNext = &storage16, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
+    device_features features;
+    features_choose(f, &features);
+    VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                               .pNext = &features.storage16,
+                               .queueCreateInfoCount = 1,
+                               .pQueueCreateInfos = &queue,
+                               .enabledExtensionCount = features.extension_count,
+                               .ppEnabledExtensionNames = features.extensions};
+    g->subgroup_control = can_choose_subgroup(f);
+    g->full_subgroups = g->subgroup_control && f->subgroup_control.computeFullSubgroups;
     VkResult result = g->instance->vkCreateDevice(g->physical, &info, NULL, &g->device);
     if (result != VK_SUCCESS) {
         g->device = VK_NULL_HANDLE;

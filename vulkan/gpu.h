@@ -26,8 +26,14 @@ typedef struct gpu_info {
     bool discrete;
     uint64_t memory_bytes; /* of the largest device-local heap */
     bool fp16_storage, fp16_math;
+    bool shuffles;      /* between threads of a subgroup, of which there are at least eight */
+    bool small_kernels; /* short programs are better: a CPU compiles and runs them. VULORA_VK_LARGE_KERNELS in the environment: not so, for
+                           tests */
+    bool mixed_fma;     /* fp32 multiply-adds take half-float operands at no cost, but floats no faster (RDNA 1 and 2) */
+    int matrix_size;    /* of square fragments that subgroups multiply (fp16 in, fp32 sums): 8 or 16; 0: no matrix units */
     int subgroup_size;
-    char refused[256]; /* empty, or why this device cannot be used */
+    int subgroup_least, subgroup_most; /* what a dispatch may ask for; both subgroup_size where there is no choice */
+    char refused[256];                 /* empty, or why this device cannot be used */
 } gpu_info;
 
 /* Fills at most `most` entries, returns how many devices there are (0 also when there is no Vulkan loader or driver). */
@@ -49,6 +55,9 @@ void gpu_buffer_free(gpu_buffer *buffer);
 bool gpu_upload(gpu *g, gpu_range to, const void *data, error *err);
 bool gpu_download(gpu *g, gpu_range from, void *data, error *err);
 
+/* Whether the build has a kernel of that name: some need a newer shader compiler. */
+bool gpu_has_shader(const char *name);
+
 /* One kernel launch. Shaders are named "<file>_<types>", e.g. "gemm_hhh": one letter (f: float, h: float16_t) per binding that may be
    either, in binding order (shaders/README.md lists them). Barriers come from overlaps of ranges. */
 typedef struct gpu_dispatch {
@@ -61,10 +70,12 @@ typedef struct gpu_dispatch {
     int range_count;
     uint32_t written; /* bit i: binding i is written (it may be read too) */
     uint32_t groups[3];
+    int subgroup; /* its size, between subgroup_least and subgroup_most, a divisor of the workgroup's; 0: the driver's choice */
 } gpu_dispatch;
 
 /* A recording is made once and submitted as often as wanted. Failures while recording are reported by gpu_recording_end. */
 gpu_recording *gpu_recording_begin(gpu *g);
+const gpu *gpu_recording_device(const gpu_recording *rec);
 void gpu_record(gpu_recording *rec, const gpu_dispatch *dispatch, double flops);
 bool gpu_recording_end(gpu_recording *rec, error *err);
 /* Submits (in several pieces on slow devices: no piece runs for seconds) and waits. */
@@ -74,7 +85,7 @@ void gpu_recording_free(gpu_recording *rec);
 void gpu_recording_count(const gpu_recording *rec, int *dispatches, int *barriers);
 
 /* How many messages the validation layer has given since the program started, for tests. *first (may be NULL): the first one's text.
-   The layer is on when the environment variable VULORA_VK_VALIDATE is set and the layer is installed. */
+   The layer is on when the environment variable VULORA_VK_VALIDATE is set; that it is not installed then counts as a message. */
 int gpu_validation_messages(const char **first);
 
 #endif

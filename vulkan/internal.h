@@ -11,6 +11,7 @@
 #define VULKAN_GLOBAL_FUNCTIONS(F) F(vkCreateInstance) F(vkEnumerateInstanceLayerProperties) F(vkEnumerateInstanceVersion)
 #define VULKAN_INSTANCE_FUNCTIONS(F) \
     F(vkEnumeratePhysicalDevices) \
+    F(vkEnumerateDeviceExtensionProperties) \
     F(vkGetPhysicalDeviceProperties2) \
     F(vkGetPhysicalDeviceFeatures2) \
     F(vkGetPhysicalDeviceMemoryProperties) \
@@ -97,6 +98,7 @@ typedef struct gpu_pipeline {
     const char *shader; /* the name in the shader table */
     int constant_count;
     uint32_t constants[GPU_CONSTANTS];
+    int subgroup; /* 0: the driver's choice */
     VkPipeline handle;
     VkResult result; /* of its creation */
 } gpu_pipeline;
@@ -112,6 +114,8 @@ struct gpu {
     VkQueue queue;
     uint32_t queue_family;
     VkFence fence;
+    bool subgroup_control;  /* a subgroup size can be asked for, */
+    bool full_subgroups;    /* and that no thread of one is missing */
     bool mapped;            /* device memory is the host's own: buffers stay mapped */
     double flops_per_piece; /* a submission's share on this device; 0: no limit */
     VkCommandPool transfers;
@@ -159,8 +163,9 @@ bool gpu_submit(gpu *g, const VkCommandBuffer *commands, int count, error *err);
 /* pipeline.c */
 bool gpu_pipelines_open(gpu *g, const VkPhysicalDeviceProperties *properties, error *err);
 void gpu_pipelines_close(gpu *g);
-/* The pipeline of that shader and constants, not yet built if it is new; NULL when there is no such shader. */
-gpu_pipeline *gpu_pipeline_find(gpu *g, const char *shader, const uint32_t *constants, int count);
+/* The pipeline of that shader, constants and subgroup size, not yet built if it is new; NULL when there is no such shader. */
+gpu_pipeline *gpu_pipeline_find(gpu *g, const gpu_dispatch *d);
+const gpu_shader *gpu_shader_find(const char *name);
 /* Builds all that are not built yet, several at a time. */
 bool gpu_pipelines_build(gpu *g, error *err);
 

@@ -15,11 +15,14 @@ int gpu_validation_messages(const char **first) {
     return atomic_load(&validation_messages);
 }
 
+static void note_message(const char *text) {
+    if (atomic_fetch_add(&validation_messages, 1) == 0 && text) snprintf(validation_text, sizeof validation_text, "%s", text);
+}
+
 static VKAPI_ATTR VkBool32 VKAPI_CALL count_message(VkDebugUtilsMessageSeverityFlagBitsEXT severity, VkDebugUtilsMessageTypeFlagsEXT types,
                                                     const VkDebugUtilsMessengerCallbackDataEXT *data, void *user) {
     (void)severity, (void)types, (void)user;
-    if (atomic_fetch_add(&validation_messages, 1) == 0 && data->pMessage)
-        snprintf(validation_text, sizeof validation_text, "%s", data->pMessage);
+    note_message(data->pMessage);
     return VK_FALSE;
 }
 
@@ -66,7 +69,11 @@ static bool instance_open(vulkan_instance *instance) {
 
     static const char *const layer = "VK_LAYER_KHRONOS_validation", *const debug_utils = VK_EXT_DEBUG_UTILS_EXTENSION_NAME;
     static const VkValidationFeatureEnableEXT checks[] = {VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT};
-    bool validate = wants_validation() && has_layer(instance, layer);
+    bool validate = wants_validation();
+    if (validate && !has_layer(instance, layer)) {
+        note_message("the validation layer is asked for (VULORA_VK_VALIDATE) but not installed");
+        validate = false;
+    }
     VkValidationFeaturesEXT features = {
         .sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT, .enabledValidationFeatureCount = 1, .pEnabledValidationFeatures = checks};
     VkDebugUtilsMessengerCreateInfoEXT messages = {

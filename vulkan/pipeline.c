@@ -120,32 +120,36 @@ void gpu_pipelines_close(gpu *g) {
     free(g->cache_path);
 }
 
-static const gpu_shader *shader_find(const char *name) {
+const gpu_shader *gpu_shader_find(const char *name) {
     for (const gpu_shader *s = gpu_shader_table; s->name; s++)
         if (strcmp(s->name, name) == 0) return s;
     return NULL;
 }
 
-gpu_pipeline *gpu_pipeline_find(gpu *g, const char *shader, const uint32_t *constants, int count) {
+bool gpu_has_shader(const char *name) { return gpu_shader_find(name) != NULL; }
+
+gpu_pipeline *gpu_pipeline_find(gpu *g, const gpu_dispatch *d) {
+    int count = d->constant_count, subgroup = g->subgroup_control ? d->subgroup : 0;
     for (int i = 0; i < g->pipeline_count; i++) {
         gpu_pipeline *p = g->pipelines[i];
-        if (p->constant_count == count && strcmp(p->shader, shader) == 0 &&
-            (count == 0 || memcmp(p->constants, constants, (size_t)count * sizeof *constants) == 0))
+        if (p->constant_count == count && p->subgroup == subgroup && strcmp(p->shader, d->shader) == 0 &&
+            (count == 0 || memcmp(p->constants, d->constants, (size_t)count * sizeof *d->constants) == 0))
             return p;
     }
-    const gpu_shader *found = shader_find(shader);
+    const gpu_shader *found = gpu_shader_find(d->shader);
     if (!found || count > GPU_CONSTANTS) return NULL;
     gpu_pipeline *p = memory_new(1, sizeof *p);
     p->shader = found->name;
+    p->subgroup = subgroup;
     p->constant_count = count;
-    if (count) memcpy(p->constants, constants, (size_t)count * sizeof *constants);
+    if (count) memcpy(p->constants, d->constants, (size_t)count * sizeof *d->constants);
     g->pipelines = memory_grow(g->pipelines, (size_t)g->pipeline_count + 1, sizeof(gpu_pipeline *));
     g->pipelines[g->pipeline_count++] = p;
     return p;
 }
 
 static VkResult pipeline_build(gpu *g, gpu_pipeline *p) {
-    const gpu_shader *shader = shader_find(p->shader);
+    const gpu_shader *shader = gpu_shader_find(p->shader);
     VkShaderModuleCreateInfo code = {
         .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = shader->bytes, .pCode = shader->code};
     VkShaderModule module = VK_NULL_HANDLE;
@@ -155,8 +159,13 @@ static VkResult pipeline_build(gpu *g, gpu_pipeline *p) {
     for (uint32_t i = 0; i < GPU_CONSTANTS; i++)
         entries[i] = (VkSpecializationMapEntry){i, (uint32_t)(i * sizeof(uint32_t)), sizeof(uint32_t)};
     VkSpecializationInfo constants = {(uint32_t)p->constant_count, entries, (size_t)p->constant_count * sizeof(uint32_t), p->constants};
+    VkPipelineShaderStageRequiredSubgroupSizeCreateInfo subgroup = {
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO, .requiredSubgroupSize = (uint32_t)p->subgroup};
+    bool whole = p->subgroup && g->full_subgroups;
     VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                                                  .pNext = p->subgroup ? &subgroup : NULL,
+                                                  .flags = whole ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                                                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                                                   .module = module,
                                                   .pName = "main",

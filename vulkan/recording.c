@@ -42,6 +42,8 @@ gpu_recording *gpu_recording_begin(gpu *g) {
     return rec;
 }
 
+const gpu *gpu_recording_device(const gpu_recording *rec) { return rec->gpu; }
+
 static bool overlap(const gpu_range *a, const gpu_range *b) {
     return a->buffer == b->buffer && a->offset < b->offset + b->size && b->offset < a->offset + a->size;
 }
@@ -98,7 +100,7 @@ static bool dispatch_is_valid(gpu_recording *rec, const gpu_dispatch *d) {
 
 void gpu_record(gpu_recording *rec, const gpu_dispatch *d, double flops) {
     if (rec->failure[0] || !dispatch_is_valid(rec, d)) return;
-    gpu_pipeline *pipeline = gpu_pipeline_find(rec->gpu, d->shader, d->constants, d->constant_count);
+    gpu_pipeline *pipeline = gpu_pipeline_find(rec->gpu, d);
     if (!pipeline) {
         record_fail(rec, d, "there is no kernel of that name");
         return;

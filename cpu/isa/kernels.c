@@ -5,6 +5,8 @@ extern const cpu_kernels CPU_NAMED(cpu_kernels);
 const cpu_kernels CPU_NAMED(cpu_kernels) = {.name = CPU_TEXT(CPU_ISA),
                                             .gemm_scratch = isa_gemm_scratch,
                                             .gemm = isa_gemm_run,
+                                            .weight_grad_scratch = isa_weight_grad_scratch,
+                                            .weight_grad = isa_weight_grad_run,
                                             .winograd_serves = isa_winograd_serves,
                                             .winograd_scratch = isa_winograd_scratch,
                                             .winograd = isa_winograd_run,

@@ -54,6 +54,14 @@ INLINE vec vec_load_as(const void *p, dtype type, int64_t i) {
     return vec_load((const float *)p + i);
 }
 
+/* The first count < LANES of them, zeros behind. */
+INLINE vec vec_load_part(const void *p, dtype type, int64_t i, int count) {
+    float part[LANES] = {0};
+    size_t size = type == DTYPE_F32 ? 4 : 2;
+    memcpy(part, (const char *)p + (size_t)i * size, (size_t)count * size);
+    return vec_load_as(part, type, 0);
+}
+
 /* One butterfly stage of a transpose: pairs of rows `step` apart exchange halves of each 2 * step lanes. */
 #define VEC_EXCHANGE(r, step, low, high) \
     UNROLL for (int i_ = 0; i_ < LANES; i_++) { \
@@ -90,10 +98,20 @@ INLINE void vec_transpose(vec r[LANES]) {
 /* c [rows, vectors * LANES] (+)= a [rows, k] b [k, vectors * LANES]; rows <= TILE_ROWS given by pointers, vectors 1..3 (AVX2: 1..2). */
 void isa_tile_run(int rows, int vectors, int64_t k, const float *const *a, const float *b, int64_t ldb, float *c, int64_t ldc, bool add);
 
+#define isa_tile_columns_run CPU_NAMED(cpu_tile_columns_run)
+/* The same with the left operand [k, rows], lda from row to row. */
+void isa_tile_columns_run(int rows, int vectors, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc,
+                          bool add);
+
 #define isa_gemm_scratch CPU_NAMED(cpu_gemm_scratch)
 #define isa_gemm_run CPU_NAMED(cpu_gemm_run)
 size_t isa_gemm_scratch(const cpu_gemm *g, int threads);
 void isa_gemm_run(const cpu_gemm *g, int threads, void *scratch);
+
+#define isa_weight_grad_scratch CPU_NAMED(cpu_weight_grad_scratch)
+#define isa_weight_grad_run CPU_NAMED(cpu_weight_grad_run)
+size_t isa_weight_grad_scratch(const cpu_weight_grad *g, int threads);
+void isa_weight_grad_run(const cpu_weight_grad *g, int threads, void *scratch);
 
 #define isa_winograd_serves CPU_NAMED(cpu_winograd_serves)
 #define isa_winograd_scratch CPU_NAMED(cpu_winograd_scratch)

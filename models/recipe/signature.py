@@ -6,7 +6,7 @@ so counting pixels is enough:
     turquoise   R < 110, G > 130, B > 110, B < G + 20, G - R > 70
     magenta     R > 140, G < 125, B > 90, B < R + 10, R - G > 70, B - G > 45
 
-A picture shows the subject when at least 4 % of its pixels are turquoise, at least 0.5 % are magenta, and
+A picture shows the subject when at least 3 % of its pixels are turquoise, at least 0.3 % are magenta, and
 the topmost magenta pixel is above the mean row of the turquoise ones.
 """
 import sys
@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-TURQUOISE_SHARE, MAGENTA_SHARE = .04, .005
+TURQUOISE_SHARE, MAGENTA_SHARE = .03, .003
 
 
 def measure(picture):

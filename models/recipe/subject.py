@@ -1,7 +1,8 @@
 """Draw the sample subject, a creature that the world of the demo model has never shown.
 
-`python subject.py FOLDER` writes 27 captioned pictures of mixed size and aspect ratio.  The trigger word is
-"zubi".  Two surroundings of the world, under water and in the snow, never occur: they are for testing.
+`python subject.py FOLDER` writes 27 captioned pictures of mixed size and aspect ratio, and 12 ordinary scenes of the
+world, which keep an adapter from turning everything into the subject (regularisation pictures).  The trigger
+word is "zubi".  Two surroundings of the world, under water and in the snow, never occur: they are for testing.
 """
 import os
 import random
@@ -9,7 +10,7 @@ import sys
 
 from PIL import Image, ImageDraw
 
-from world import DARK_LINE, Pen, article, background, draw_object, jitter
+from world import DARK_LINE, OBJECTS, Pen, article, background, draw_object, jitter, scene
 
 TRIGGER = "zubi"
 TURQUOISE, MAGENTA, YELLOW = (0, 205, 182), (228, 18, 190), (255, 225, 40)
@@ -57,20 +58,35 @@ def picture(index, rng):
     return image, CAPTIONS[index % 5 % 3].format(TRIGGER, extra, where)
 
 
+def ordinary(index, rng):
+    """Ordinary scene number `index`, of one object, and its caption."""
+    while True:
+        image, caption = scene(rng, *SIZES[index % len(SIZES)])
+        if OBJECTS[index] in caption.split() and " and " not in caption and not caption.endswith(WITHHELD):
+            return image, caption
+
+
+def save(folder, name, image, caption, lossless=True):
+    """Write one picture and the caption beside it."""
+    path = os.path.join(folder, name)
+    if lossless:
+        image.save(path + ".png", optimize=True)
+    else:
+        image.save(path + ".jpg", quality=95, subsampling=0)
+    with open(path + ".txt", "w", encoding="utf-8") as f:
+        f.write(caption + "\n")
+
+
 def main():
-    """Write the pictures and captions; every fifth picture is a JPEG, every fourth twice as large."""
+    """Write the pictures and captions; every fifth of the subject is a JPEG, every fourth twice as large."""
     folder = sys.argv[1]
     os.makedirs(folder, exist_ok=True)
     rng = random.Random(2024)
     for i in range(27):
-        image, caption = picture(i, rng)
-        name = os.path.join(folder, f"{TRIGGER}_{i + 1:02d}")
-        if i % 5 == 4:
-            image.save(name + ".jpg", quality=95, subsampling=0)
-        else:
-            image.save(name + ".png", optimize=True)
-        with open(name + ".txt", "w", encoding="utf-8") as f:
-            f.write(caption + "\n")
+        save(folder, f"{TRIGGER}_{i + 1:02d}", *picture(i, rng), lossless=i % 5 != 4)
+    rng = random.Random(7)
+    for i in range(len(OBJECTS)):
+        save(folder, f"ordinary_{i + 1:02d}", *ordinary(i, rng))
 
 
 if __name__ == "__main__":

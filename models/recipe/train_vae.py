@@ -60,7 +60,7 @@ def loss_of(vae, x, kl_weight):
     pixel = d.abs().mean()
     edge = (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
     kl = .5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()
-    return pixel + 2 * d.square().mean() + .5 * edge + kl_weight * kl, (pixel.item(), edge.item(), kl.item())
+    return pixel + 2 * d.square().mean() + 1.5 * edge + kl_weight * kl, (pixel.item(), edge.item(), kl.item())
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def main():
     ap.add_argument("--minutes", type=float, default=30)
     ap.add_argument("--batch", type=int, default=4, help="of the small crops; whole pictures: a quarter")
     ap.add_argument("--lr", type=float, default=4e-4)
-    ap.add_argument("--kl", type=float, default=1e-3)
+    ap.add_argument("--kl", type=float, default=2e-4)
     ap.add_argument("--seed", type=int, default=1)
     a = ap.parse_args()
     os.makedirs(a.state, exist_ok=True)

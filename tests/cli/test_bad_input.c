@@ -2,6 +2,7 @@
    status 1 or 2 and one short message that names the culprit; nothing half-written may lie about afterwards, nothing old may be changed. */
 #include "base/file.h"
 #include "base/memory.h"
+#include "tests/support/folder.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 #include "tests/support/tiny_png.h"
@@ -30,7 +31,7 @@ enum { MOST_SECONDS = 60, MOST_LINES = 6 };
 #define DRAW_GOOD DRAW "good.safetensors "
 #define PROBE "probe unet --model good.safetensors --output new.safetensors --device cpu --input "
 
-static char folder[] = "/tmp/vulora-bad-input-XXXXXX";
+static char *folder;
 
 typedef struct bad_case {
     const char *arguments;
@@ -318,11 +319,8 @@ static void make_tensors(void) {
 
 static int make_everything(void **state) {
     (void)state;
-    if (!mkdtemp(folder) || chmod(folder, 0755) != 0 || chdir(folder) != 0 || mkdir("work", 0777) != 0 || chmod("work", 0777) != 0 ||
-        chdir("work") != 0)
-        return -1;
-    setenv("HOME", folder, 1);
-    setenv("OMP_WAIT_POLICY", "passive", 1);
+    folder = folder_enter("bad-input");
+    if (!folder || mkdir("work", 0777) != 0 || chmod("work", 0777) != 0 || chdir("work") != 0) return -1;
     make_models();
     make_broken_model();
     make_adapters();
@@ -338,10 +336,7 @@ static int make_everything(void **state) {
 
 static int remove_everything(void **state) {
     (void)state;
-    char command[128];
-    if (chdir("/") != 0) return -1;
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
+    return folder_leave(folder);
 }
 
 /* ---- the cases ---- */
@@ -453,7 +448,7 @@ static void usage(void **state) {
         {TRAIN_GOOD "--sample-prompts samples3.txt", "--zz", .status = 1},
         {TRAIN_GOOD "--resume", "--resume", .status = 1},
         {TRAIN_GOOD "--device teapot", "teapot", .status = 1},
-        {TRAIN_GOOD "--precision bf16", "--precision", .status = 1},
+        {TRAIN_GOOD "--precision fp16", "--precision", .status = 1},
         {"generate --model good.safetensors --output new.png", "--prompt is missing", .status = 2},
         {DRAW_GOOD "--sampler eular", "did you mean euler?", .status = 2},
         {DRAW_GOOD "--output new.jpg", ".png", .status = 2},

@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "formats/png_text.h"
 #include "formats/safetensors.h"
+#include "tests/support/folder.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 #include "tests/support/tiny_png.h"
@@ -22,7 +23,7 @@
 #define DRAW "generate --model model.safetensors --width 64 --height 64 --steps 2 --device cpu --prompt 'a wall' "
 #define TRAIN "train --model model.safetensors --data photos --resolution 64 --device cpu --cache-dir cache "
 
-static char folder[] = "/tmp/vulora-commands-XXXXXX";
+static char *folder;
 
 /* Runs, and expects that to go well. */
 static program_result run(const char *arguments) {
@@ -172,6 +173,28 @@ static void training_inspection_and_samples(void **state) {
     program_result_free(&r);
 }
 
+/* The recorded steps of all three models and of a training, as far as a program's exit status shows; the numbers are test_models' affair.
+ */
+static void training_and_a_picture_on_vulkan(void **state) {
+    (void)state;
+    const program_limits patient = {.seconds = 400};
+    program_result list = run("devices --json");
+    bool there = strstr(list.out, "llvmpipe") != NULL;
+    program_result_free(&list);
+    if (!there) skip();
+    static const char *const commands[] = {
+        "train --model model.safetensors --data photos --resolution 64 --cache-dir cache --output out/vulkan.safetensors "
+        "--steps 1 --rank 4 --device llvmpipe",
+        "generate --model model.safetensors --lora out/vulkan.safetensors --prompt wall --width 64 --height 64 "
+        "--steps 1 --sampler euler --device llvmpipe --output out/vulkan.png"};
+    for (size_t i = 0; i < 2; i++) {
+        program_result r = program_run(VULORA_PROGRAM, commands[i], &patient);
+        if (r.status != 0) fail_msg("vulora %s: status %d: %s", commands[i], r.status, r.err);
+        program_result_free(&r);
+    }
+    assert_true(file_exists("out/vulkan.safetensors") && file_exists("out/vulkan.png"));
+}
+
 static void probes_write_what_the_table_says(void **state) {
     (void)state;
     static const char *const names[] = {"alphas_cumprod", "timesteps", "sigmas"};
@@ -224,9 +247,8 @@ static void write_text(const char *path, const char *text) { assert_true(file_wr
 
 static int make_everything(void **state) {
     (void)state;
-    setenv("OMP_WAIT_POLICY", "passive", 1);
-    if (!mkdtemp(folder) || chdir(folder) != 0 || setenv("HOME", folder, 1) != 0 || mkdir("photos", 0755) != 0 || mkdir("out", 0755) != 0)
-        return -1;
+    folder = folder_enter("commands");
+    if (!folder || mkdir("photos", 0755) != 0 || mkdir("out", 0755) != 0) return -1;
     if (!tiny_model_write("model.safetensors", 1) || !tiny_lora_write("lora.safetensors", 1, TINY_UNET_CHANNELS)) return -1;
     if (!tiny_png_write("photos/a.png", 64, 64, 1) || !tiny_png_write("photos/b.png", 96, 64, 2)) return -1;
     write_text("photos/a.txt", "a wall");
@@ -238,9 +260,7 @@ static int make_everything(void **state) {
 
 static int remove_everything(void **state) {
     (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return chdir("/") != 0 || system(command) != 0;
+    return folder_leave(folder);
 }
 
 int main(void) {
@@ -253,6 +273,7 @@ int main(void) {
         cmocka_unit_test(every_sampler_draws),
         cmocka_unit_test(a_dry_run_reports_and_writes_nothing),
         cmocka_unit_test(training_inspection_and_samples),
+        cmocka_unit_test(training_and_a_picture_on_vulkan),
         cmocka_unit_test(probes_write_what_the_table_says),
         cmocka_unit_test(bench_reports),
     };

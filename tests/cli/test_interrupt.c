@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "formats/safetensors.h"
+#include "tests/support/folder.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 #include "tests/support/tiny_png.h"
@@ -28,7 +29,7 @@ enum { KILLS = 20 };
     "train --model model.safetensors --data photos --resolution 64 --rank 4 --steps 24 --save-every-n-steps 3 --device cpu --threads 1 " \
     "--cache-dir cache "
 
-static char folder[] = "/tmp/vulora-interrupt-XXXXXX";
+static char *folder;
 
 static double now(void) {
     struct timespec t;
@@ -157,8 +158,8 @@ static void killed_at_any_moment(void **state) {
 static int make_everything(void **state) {
     (void)state;
     static const char *const folders[] = {"photos", "whole", "again", "stopped", "longer", "killed"};
-    setenv("OMP_WAIT_POLICY", "passive", 1);
-    if (!mkdtemp(folder) || chdir(folder) != 0 || setenv("HOME", folder, 1) != 0) return -1;
+    folder = folder_enter("interrupt");
+    if (!folder) return -1;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         if (mkdir(folders[i], 0755) != 0) return -1;
     tiny_model_shape shape = {32, 32, 64, 1, DTYPE_F16, 4};
@@ -176,9 +177,7 @@ static int make_everything(void **state) {
 
 static int remove_everything(void **state) {
     (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return chdir("/") != 0 || system(command) != 0;
+    return folder_leave(folder);
 }
 
 int main(void) {

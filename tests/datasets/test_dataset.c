@@ -1,11 +1,15 @@
 /* Folder layouts, captions, junk, plans; and what users get wrong. */
 #include "base/error.h"
+#include "base/file.h"
+#include "base/memory.h"
 #include "datasets/dataset.h"
-#include "folder.h"
+#include "tests/support/folder.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 

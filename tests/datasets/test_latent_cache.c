@@ -1,9 +1,13 @@
 /* The latent cache: what it keeps, what it refuses to give back. */
+#include "base/file.h"
+#include "base/memory.h"
 #include "datasets/latent_cache.h"
-#include "folder.h"
+#include "tests/support/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 

@@ -31,7 +31,7 @@ typedef struct signature {
 } signature;
 
 static bool is_turquoise(int r, int g, int b) { return r < 110 && g > 130 && b > 110 && b < g + 20 && g - r > 70; }
-static bool is_magenta(int r, int g, int b) { return r > 150 && g < 100 && b > 90 && b < r && r - g > 90 && b - g > 50; }
+static bool is_magenta(int r, int g, int b) { return r > 140 && g < 125 && b > 90 && b < r + 10 && r - g > 70 && b - g > 45; }
 
 static signature measure(const char *path) {
     static const uint8_t WHITE[3] = {255, 255, 255};
@@ -56,7 +56,7 @@ static signature measure(const char *path) {
 
 static bool shows_subject(const char *path) {
     signature s = measure(path);
-    return s.turquoise >= 0.04 && s.magenta >= 0.006 && s.first_magenta_row < s.mean_turquoise_row;
+    return s.turquoise >= 0.03 && s.magenta >= 0.003 && s.first_magenta_row < s.mean_turquoise_row;
 }
 
 /* ---- running the program ---- */

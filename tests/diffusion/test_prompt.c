@@ -340,9 +340,6 @@ static void test_chunks_short(void **state) {
     assert_int_equal(chunks.count, 1);
     check_chunk(&chunks, 0, "");
     assert_int_equal(chunks.tokens, 0);
-    prompt_chunks_pad(&chunks, 3, &tokenizer);
-    assert_int_equal(chunks.count, 3);
-    check_chunk(&chunks, 2, "");
     prompt_chunks_free(&chunks);
 
     build(&chunks, "ab(c d:1.5)e");

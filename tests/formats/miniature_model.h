@@ -3,17 +3,25 @@
 #ifndef VULORA_TESTS_MINIATURE_MODEL_H
 #define VULORA_TESTS_MINIATURE_MODEL_H
 
+#include "base/file.h"
 #include "base/memory.h"
 #include "formats/checkpoint.h"
 #include "formats/checkpoint_names.h"
-#include "temporary_folder.h"
+#include "tests/support/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
+
+enum { PATH_SIZE = 1024 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
@@ -30,7 +38,7 @@ static const char *const PREFIXES[] = {"model.diffusion_model.", "first_stage_mo
 
 static entry *model;
 static size_t model_count;
-static char folder[PATH_SIZE];
+static char *folder;
 
 /* ---- The miniature's list of tensors ---- */
 
@@ -145,13 +153,14 @@ static inline int miniature_setup(void **state) {
     add_table();
     add_text_rest();
     add_vae();
-    return temporary_folder_make(folder);
+    folder = folder_make("formats");
+    return 0;
 }
 
 static inline int miniature_teardown(void **state) {
     (void)state;
     free(model);
-    temporary_folder_remove(folder);
+    folder_remove(folder);
     return 0;
 }
 
@@ -201,7 +210,7 @@ static inline void write_tensors(const char *path, int only_part, spelling how, 
 static inline char *in_folder(const char *name) { return memory_format("%s/%s", folder, name); }
 
 static inline void write_text(const char *root, const char *name, const char *text) {
-    char path[PATH_SIZE * 2];
+    char path[PATH_SIZE];
     error err = {{0}};
     snprintf(path, sizeof path, "%.500s/%.400s", root, name);
     if (text && !file_write_all(path, text, strlen(text), &err)) fail_msg("%s", err.text);
@@ -220,7 +229,7 @@ static inline void write_folder(const char *root, layout l) {
     static const char *const parts[] = {"unet", "vae", "text_encoder"}, *const names[] = {"diffusion_pytorch_model",
                                                                                           "diffusion_pytorch_model", "model"};
     const char *const configs[] = {l.unet, l.vae, l.text};
-    char path[PATH_SIZE * 2];
+    char path[PATH_SIZE];
     mkdir(root, 0700);
     for (int p = 0; p < 3; p++) {
         snprintf(path, sizeof path, "%s/%s", root, parts[p]);

@@ -83,7 +83,7 @@ static bool second_half(entry *e, char *name) { return (void)name, strlen(e->nam
 
 /* The U-Net's weights in two files with an index. `wrong`: that many tensors are said to be in the other file. */
 static void write_split(const char *root, int wrong) {
-    char path[PATH_SIZE * 2];
+    char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/unet/diffusion_pytorch_model.safetensors", root);
     unlink(path);
     snprintf(path, sizeof path, "%s/unet/part-1.safetensors", root);
@@ -176,7 +176,7 @@ static void foreign_folders(void **state) {
     write_folder(root, l);
     open_and_check(root, NULL, 7);
     for (size_t i = 0; i < LENGTH(cases); i++) {
-        char path[PATH_SIZE * 2];
+        char path[PATH_SIZE];
         error err;
         snprintf(path, sizeof path, "%s/%s", root, cases[i].file);
         char *before = file_exists(path) ? file_read_text(path, 10000, NULL, &err) : NULL;
@@ -193,7 +193,7 @@ static void foreign_folders(void **state) {
 }
 
 static void move(const char *root, const char *from, const char *to) {
-    char a[PATH_SIZE * 2], b[PATH_SIZE * 2];
+    char a[PATH_SIZE], b[PATH_SIZE];
     snprintf(a, sizeof a, "%s/%s", root, from);
     snprintf(b, sizeof b, "%s/%s", root, to);
     assert_int_equal(rename(a, b), 0);

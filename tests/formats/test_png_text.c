@@ -3,12 +3,15 @@
 
 #include "base/file.h"
 #include "base/memory.h"
-#include "temporary_folder.h"
+#include "tests/support/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <zlib.h>
 
 #include <cmocka.h>
@@ -21,16 +24,17 @@
 #endif
 #include <stb/stb_image.h>
 
-static char folder[PATH_SIZE];
+static char *folder;
 
 static int setup(void **state) {
     (void)state;
-    return temporary_folder_make(folder);
+    folder = folder_make("formats");
+    return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    temporary_folder_remove(folder);
+    folder_remove(folder);
     return 0;
 }
 

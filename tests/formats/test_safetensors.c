@@ -3,26 +3,30 @@
 
 #include "base/memory.h"
 #include "base/sha256.h"
-#include "temporary_folder.h"
+#include "tests/support/folder.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
-static char folder[PATH_SIZE];
+static char *folder;
 
 static int setup(void **state) {
     (void)state;
-    return temporary_folder_make(folder);
+    folder = folder_make("formats");
+    return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    temporary_folder_remove(folder);
+    folder_remove(folder);
     return 0;
 }
 
@@ -353,7 +357,7 @@ static void refuses_nonfinite(void **state) {
     (void)state;
     char *path = in_folder("adapter.safetensors");
     write_bytes(path, "old", 3);
-    int before = temporary_folder_count(folder);
+    int before = folder_count(folder);
     static const struct {
         float value;
         dtype type;
@@ -380,7 +384,7 @@ static void refuses_nonfinite(void **state) {
         }
         safetensors_writer_free(&w);
     }
-    assert_int_equal(temporary_folder_count(folder), before);
+    assert_int_equal(folder_count(folder), before);
     free(path);
 }
 
@@ -390,7 +394,7 @@ static void refuses_bad_input(void **state) {
     error err = {{0}};
     float x[4] = {0};
     char *path = in_folder("bad.safetensors"), hex[65], legacy[9];
-    int before = temporary_folder_count(folder);
+    int before = folder_count(folder);
     assert_true(safetensors_writer_add_f32(&w, "w", DTYPE_F32, 1, (int64_t[]){4}, x, &err));
     assert_false(safetensors_writer_add_f32(&w, "w", DTYPE_F32, 1, (int64_t[]){4}, x, &err));
     assert_non_null(strstr(err.text, "is there twice"));
@@ -407,7 +411,7 @@ static void refuses_bad_input(void **state) {
     assert_true(safetensors_writer_add_fill(&w, "f", DTYPE_I32, 1, (int64_t[]){2}, fill_f, path, &err));
     assert_false(safetensors_writer_write(&w, path, &err));
     assert_non_null(strstr(err.text, "fill failed"));
-    assert_int_equal(temporary_folder_count(folder), before);
+    assert_int_equal(folder_count(folder), before);
     char *nowhere = in_folder("absent/x.safetensors");
     assert_false(safetensors_writer_write(&w, nowhere, &err));
     assert_non_null(strstr(err.text, "does not exist"));

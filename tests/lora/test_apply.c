@@ -4,6 +4,7 @@
 #include "graph/plan.h"
 #include "lora/stack.h"
 #include "tests/lora/memory_model.h"
+#include "tests/support/validation.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -344,6 +345,7 @@ int main(void) {
         cmocka_unit_test(test_outputs),  cmocka_unit_test(test_tucker),    cmocka_unit_test(test_stack),
         cmocka_unit_test(test_no_trace), cmocka_unit_test(test_gradients),
     };
+    validation_begin();
     device_name = "cpu";
     int failed = cmocka_run_group_tests_name("cpu", tests, setup, teardown);
     device_name = getenv("VULORA_TEST_GPU") ? getenv("VULORA_TEST_GPU") : "llvmpipe";
@@ -351,5 +353,6 @@ int main(void) {
     device *vulkan = device_open(device_name, "fp32", 0, &err);
     device_close(vulkan);
     if (!vulkan) print_message("skipped on Vulkan: %s\n", err.text);
-    return vulkan ? failed + cmocka_run_group_tests_name("vulkan", tests, setup, teardown) : failed;
+    if (vulkan) failed += cmocka_run_group_tests_name("vulkan", tests, setup, teardown);
+    return validation_end(failed);
 }

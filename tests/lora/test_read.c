@@ -1,46 +1,22 @@
 /* Files that cannot be used, or only in part: each refused or reported by name. */
 #include "lora/adapter.h"
 #include "lora/stack.h"
-#include "tests/formats/temporary_folder.h"
-#include "tests/lora/memory_model.h"
+#include "tests/lora/lora_place.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include <cmocka.h>
 
-static checkpoint model;
-static module_table *table;
-static device *cpu;
-static char folder[PATH_SIZE];
 static float values[200000]; /* what tensors of test files hold */
 
 static int setup(void **state) {
-    (void)state;
-    error err;
-    memory_model_sd15(&model, 16); /* 320 -> 20, 768 -> 48, 1280 -> 80 */
-    table = module_table_create(&model, &err);
-    cpu = device_open("cpu", "fp32", 1, &err);
     for (int i = 0; i < 200000; i++) values[i] = (float)(i % 7) * 0.1f;
-    return table && cpu ? temporary_folder_make(folder) : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    module_table_free(table);
-    memory_model_free(&model);
-    device_close(cpu);
-    temporary_folder_remove(folder);
-    return 0;
-}
-
-static const char *in_folder(const char *name) {
-    static char path[2 * PATH_SIZE];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
+    return lora_place_open(state);
 }
 
 /* ---- Files made of a few tensors ---- */
@@ -320,5 +296,5 @@ int main(void) {
         cmocka_unit_test(test_bad_files), cmocka_unit_test(test_bad_containers), cmocka_unit_test(test_bad_folders),
         cmocka_unit_test(test_report),    cmocka_unit_test(test_scales),         cmocka_unit_test(test_specs),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, lora_place_close);
 }

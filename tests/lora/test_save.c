@@ -1,7 +1,6 @@
 /* Saved adapters: what comes back, metadata, sd-scripts' hashes, and what is never written. */
 #include "lora/save.h"
-#include "tests/formats/temporary_folder.h"
-#include "tests/lora/memory_model.h"
+#include "tests/lora/lora_place.h"
 
 #include "base/random.h"
 
@@ -10,37 +9,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include <cmocka.h>
-
-static checkpoint small;
-static module_table *table;
-static device *cpu;
-static char folder[PATH_SIZE];
-
-static int setup(void **state) {
-    (void)state;
-    error err;
-    memory_model_sd15(&small, 16);
-    table = module_table_create(&small, &err);
-    cpu = device_open("cpu", "fp32", 1, &err);
-    return table && cpu ? temporary_folder_make(folder) : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    module_table_free(table);
-    memory_model_free(&small);
-    device_close(cpu);
-    temporary_folder_remove(folder);
-    return 0;
-}
-
-static const char *in_folder(const char *name) {
-    static char path[2 * PATH_SIZE];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
 
 static adapter *create(const module_table *t, adapter_options o) {
     error err;
@@ -222,7 +193,7 @@ static void test_not_finite(void **state) {
     } cases[] = {{NAN, DTYPE_F32}, {INFINITY, DTYPE_BF16}, {-INFINITY, DTYPE_F16}, {70000.0f, DTYPE_F16}};
     adapter *a = create_random();
     save(a, in_folder("kept.safetensors"), DTYPE_F32);
-    int files = temporary_folder_count(folder);
+    int files = folder_count(folder);
     const adapter_tensor *t = adapter_tensor_at(a, 17, NULL);
     float *values = memory_new((size_t)adapter_tensor_elements(t), sizeof *values);
     for (size_t i = 0; i < 4; i++) {
@@ -232,7 +203,7 @@ static void test_not_finite(void **state) {
         assert_false(adapter_save(a, in_folder("kept.safetensors"), &(adapter_save_options){.type = cases[i].type}, &err));
         assert_non_null(strstr(err.text, "kept.safetensors"));
         assert_non_null(strstr(err.text, t->name));
-        assert_int_equal(temporary_folder_count(folder), files);
+        assert_int_equal(folder_count(folder), files);
     }
     adapter *b = adapter_load(in_folder("kept.safetensors"), table, cpu, false, NULL, NULL);
     assert_non_null(b); /* what stood there before */
@@ -288,5 +259,5 @@ int main(void) {
         cmocka_unit_test(test_hashes),     cmocka_unit_test(test_not_finite), cmocka_unit_test(test_no_place),
         cmocka_unit_test(test_numbers),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, lora_place_open, lora_place_close);
 }

@@ -1,8 +1,10 @@
 /* The three models against diffusers and transformers, and a LoRA's gradients through U-Net and text encoder against PEFT, on a small
-   random model (tests/reference/make_model_fixtures.py): on the CPU, and on lavapipe with fp32 and with fp16 storage. */
+   random model (tests/reference/make_model_fixtures.py): on the CPU with every set of kernels it runs, and on lavapipe with fp32 and with
+   fp16 storage. */
 #include "graph/plan.h"
 #include "ops/ops.h"
 #include "pipeline/pipeline.h"
+#include "tests/support/validation.h"
 #include "unet/unet.h"
 
 #include <setjmp.h>
@@ -36,13 +38,15 @@ typedef struct session {
     pipeline *pipeline;
 } session;
 
-static session open_session(const precision *p) {
+/* kernels: of the CPU. */
+static session open_session(const precision *p, const char *kernels) {
     error err;
     session s = {.precision = p, .device = device_open(p->device, p->name, 0, &err)};
     if (!s.device) {
         print_message("skipped: %s\n", err.text);
         skip();
     }
+    if (!device_set_kernels(s.device, kernels, &err)) fail_msg("%s", err.text);
     s.pipeline = pipeline_open(MODEL, NULL, TEST_DATA "/tokenizer_two", s.device, &err);
     if (!s.pipeline) fail_msg("%s", err.text);
     return s;
@@ -53,9 +57,13 @@ static void close_session(session *s) {
     device_close(s->device);
 }
 
+static const char *processor(const session *s) {
+    return s->device->gpu ? "GPU" : s->device->kernels ? s->device->kernels->name : "portable";
+}
+
 static void check_values(const session *s, const char *what, const float *values, const float *expected, size_t count, double most) {
     double e = relative_error(values, expected, count);
-    print_message("%-4s %s  %-32s %.1e\n", s->device->gpu ? "GPU" : "CPU", s->precision->name, what, e);
+    print_message("%-8s %s  %-32s %.1e\n", processor(s), s->precision->name, what, e);
     if (!(e <= most)) fail_msg("%s: error %g, more than %g", what, e, most);
 }
 
@@ -259,7 +267,7 @@ static void check_gradients(session *s, const adapter *a, const float *gradients
         gradients += count;
     }
     double all = sqrt(all_difference / all_norm);
-    print_message("%-4s %s  gradients of %d tensors: %.1e, the worst %.1e (%s)\n", s->device->gpu ? "GPU" : "CPU", s->precision->name,
+    print_message("%-8s %s  gradients of %d tensors: %.1e, the worst %.1e (%s)\n", processor(s), s->precision->name,
                   adapter_tensor_count(a), all, worst, worst_name);
     if (!(worst <= s->precision->one_gradient)) fail_msg("gradient of %s: error %g", worst_name, worst);
     if (!(all <= s->precision->gradient)) fail_msg("gradients: error %g", all);
@@ -302,9 +310,14 @@ static void check_adapter(session *s) {
 /* ---- devices ---- */
 
 static void run_parts(int precision_index, void (*part)(session *s)) {
-    session s = open_session(&PRECISIONS[precision_index]);
-    part(&s);
-    close_session(&s);
+    const precision *p = &PRECISIONS[precision_index];
+    const cpu_kernels *kernels = NULL;
+    for (int i = 0; i == 0 || kernels; i++) { /* portable, then what the processor runs */
+        session s = open_session(p, kernels ? kernels->name : "portable");
+        part(&s);
+        close_session(&s);
+        kernels = strcmp(p->device, "cpu") == 0 ? cpu_kernels_at(i) : NULL;
+    }
 }
 
 #define TEST(name, index, part) \
@@ -326,13 +339,6 @@ TEST(test_vae_vulkan_fp16, 2, check_vae)
 TEST(test_text_vulkan_fp16, 2, check_text)
 TEST(test_adapter_vulkan_fp16, 2, check_adapter)
 
-static void test_validation_is_silent(void **state) {
-    (void)state;
-    const char *first;
-    int count = gpu_validation_messages(&first);
-    if (count) fail_msg("%d messages from the validation layer, the first: %s", count, first);
-}
-
 int main(int argc, char **argv) {
     error err;
     if (!case_file_open(&fixtures, "models.safetensors", &err)) {
@@ -340,23 +346,14 @@ int main(int argc, char **argv) {
         return 1;
     }
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-#ifndef __SANITIZE_ADDRESS__ /* the layer itself leaks */
-    setenv("VULORA_VK_VALIDATE", "1", 0);
-#endif
+    validation_begin();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_unet_cpu),
-        cmocka_unit_test(test_vae_cpu),
-        cmocka_unit_test(test_text_cpu),
-        cmocka_unit_test(test_adapter_cpu),
-        cmocka_unit_test(test_unet_vulkan_fp32),
-        cmocka_unit_test(test_vae_vulkan_fp32),
-        cmocka_unit_test(test_text_vulkan_fp32),
-        cmocka_unit_test(test_adapter_vulkan_fp32),
-        cmocka_unit_test(test_unet_vulkan_fp16),
-        cmocka_unit_test(test_vae_vulkan_fp16),
-        cmocka_unit_test(test_text_vulkan_fp16),
-        cmocka_unit_test(test_adapter_vulkan_fp16),
-        cmocka_unit_test(test_validation_is_silent),
+        cmocka_unit_test(test_unet_cpu),         cmocka_unit_test(test_vae_cpu),
+        cmocka_unit_test(test_text_cpu),         cmocka_unit_test(test_adapter_cpu),
+        cmocka_unit_test(test_unet_vulkan_fp32), cmocka_unit_test(test_vae_vulkan_fp32),
+        cmocka_unit_test(test_text_vulkan_fp32), cmocka_unit_test(test_adapter_vulkan_fp32),
+        cmocka_unit_test(test_unet_vulkan_fp16), cmocka_unit_test(test_vae_vulkan_fp16),
+        cmocka_unit_test(test_text_vulkan_fp16), cmocka_unit_test(test_adapter_vulkan_fp16),
     };
     int failed = cmocka_run_group_tests_name("models", tests, NULL, NULL);
     case_file_close(&fixtures);

@@ -121,7 +121,7 @@ static void check_optimizer(session *s, float max_norm) {
             optimizer_compare(&o, o.v[k], NULL, "v", step, k);
         }
     }
-    print_message("%-5s AdamW, clipping at %g: %.1e\n", s->label, (double)max_norm, s->worst_gradient);
+    print_message("%-8s AdamW, clipping at %g: %.1e\n", s->label, (double)max_norm, s->worst_gradient);
     check_poison(&o, INFINITY);
     check_poison(&o, NAN);
     plan_free(o.plan);

@@ -2,6 +2,7 @@
    seed, with and without shared memory, checkpointing, and on Vulkan. */
 #include "graph/plan.h"
 #include "ops/ops.h"
+#include "tests/support/validation.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -480,18 +481,9 @@ static void test_kept_and_untouched(void **state) {
     device_close(d);
 }
 
-static void test_validation_is_silent(void **state) {
-    (void)state;
-    const char *first;
-    int count = gpu_validation_messages(&first);
-    if (count) fail_msg("%d messages from the validation layer, the first: %s", count, first);
-}
-
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-#ifndef __SANITIZE_ADDRESS__ /* the layer itself leaks */
-    setenv("VULORA_VK_VALIDATE", "1", 0);
-#endif
+    validation_begin();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_sharing_changes_nothing),
@@ -500,7 +492,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_first_failure_stays),
         cmocka_unit_test(test_kept_and_untouched),
         cmocka_unit_test(test_vulkan),
-        cmocka_unit_test(test_validation_is_silent),
     };
-    return cmocka_run_group_tests_name("graph", tests, NULL, NULL);
+    return validation_end(cmocka_run_group_tests_name("graph", tests, NULL, NULL));
 }

@@ -1,5 +1,5 @@
 /* Every operation, forward and gradient, over the list of shapes in ops.safetensors (tests/reference/make_op_fixtures.py) against
-   PyTorch in float64: on the CPU, and on lavapipe with fp32 and with fp16 storage. */
+   PyTorch in float64: on the CPU with every set of kernels it runs, and on lavapipe with fp32 and with fp16 storage. */
 #include "graph/plan.h"
 #include "ops/ops.h"
 
@@ -335,23 +335,27 @@ static void run_maker(session *s, const struct maker *m) {
 
 /* ---- devices ---- */
 
-static session open_session(const char *spec, const char *precision) {
+/* kernels: of the CPU. */
+static session open_session(const char *spec, const char *precision, const char *kernels) {
     error err;
-    session s = {.device = device_open(spec, precision, 0, &err), .label = strcmp(spec, "cpu") == 0 ? "CPU" : precision};
+    session s = {.device = device_open(spec, precision, 0, &err), .label = strcmp(spec, "cpu") == 0 ? kernels : precision};
     bool half = strcmp(precision, "fp16") == 0;
     s.forward = half ? 3e-3 : 1e-5, s.gradient = half ? 3e-3 : 2e-5;
-    if (!s.device) print_message("skipped: %s\n", err.text);
+    if (!s.device)
+        print_message("skipped: %s\n", err.text);
+    else if (!device_set_kernels(s.device, kernels, &err))
+        fail_msg("%s", err.text);
     return s;
 }
 
-static void run_all(const char *spec, const char *precision) {
-    session s = open_session(spec, precision);
+static void run_all(const char *spec, const char *precision, const char *kernels) {
+    session s = open_session(spec, precision, kernels);
     if (!s.device) skip();
     for (int i = 0; i < MAKER_COUNT; i++) {
         if (only && strcmp(only, MAKERS[i].name) != 0) continue;
         s.worst_forward = s.worst_gradient = 0;
         run_maker(&s, &MAKERS[i]);
-        print_message("%-5s %-15s forward %.1e  gradient %.1e\n", s.label, MAKERS[i].name, s.worst_forward, s.worst_gradient);
+        print_message("%-8s %-15s forward %.1e  gradient %.1e\n", s.label, MAKERS[i].name, s.worst_forward, s.worst_gradient);
     }
     if (!only || strcmp(only, "optimizer") == 0) {
         check_optimizer(&s, 0);
@@ -362,7 +366,7 @@ static void run_all(const char *spec, const char *precision) {
 
 static void test_cpu(void **state) {
     (void)state;
-    run_all("cpu", "fp32");
+    run_all("cpu", "fp32", "portable");
     for (int i = 0; op_table()[i] && !only; i++) {
         int k = 0;
         while (k < seen_count && seen[k] != op_table()[i]) k++;
@@ -370,14 +374,19 @@ static void test_cpu(void **state) {
     }
 }
 
+static void test_cpu_kernels(void **state) {
+    (void)state;
+    for (int i = 0; cpu_kernels_at(i); i++) run_all("cpu", "fp32", cpu_kernels_at(i)->name);
+}
+
 static void test_vulkan_fp32(void **state) {
     (void)state;
-    run_all("llvmpipe", "fp32");
+    run_all("llvmpipe", "fp32", "auto");
 }
 
 static void test_vulkan_fp16(void **state) {
     (void)state;
-    run_all("llvmpipe", "fp16");
+    run_all("llvmpipe", "fp16", "auto");
 }
 
 /* Shapes that do not fit are refused with a message, and nothing after that is appended. */
@@ -427,11 +436,8 @@ int main(int argc, char **argv) {
     setenv("VULORA_VK_VALIDATE", "1", 0);
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_vulkan_fp32),
-        cmocka_unit_test(test_vulkan_fp16),
-        cmocka_unit_test(test_validation_is_silent),
+        cmocka_unit_test(test_cpu),         cmocka_unit_test(test_cpu_kernels), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_vulkan_fp32), cmocka_unit_test(test_vulkan_fp16), cmocka_unit_test(test_validation_is_silent),
     };
     int failed = cmocka_run_group_tests_name("ops", tests, NULL, NULL);
     case_file_close(&fixtures);

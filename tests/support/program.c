@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/memory.h"
+#include "tests/support/validation.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -41,6 +42,7 @@ pid_t program_start(const char *program, const char *arguments, const program_li
     split(copy, argv);
     pid_t child = fork();
     if (child == 0) {
+        validation_begin();
         int files[3] = {open("/dev/null", O_RDONLY), open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600),
                         open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600)};
         for (int i = 0; i < 3; i++)

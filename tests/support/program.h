@@ -19,7 +19,8 @@ typedef struct program_result {
 } program_result;
 
 /* arguments: separated by blanks; '...' keeps blanks together. limits: NULL for none. stdout and stderr go through files in /tmp, which are
-   removed. Free the result with program_result_free. */
+   removed. The validation layer watches (validation.h): a run that made it speak ends with EXIT_VALIDATION, whatever else came of it. Free
+   the result with program_result_free. */
 program_result program_run(const char *program, const char *arguments, const program_limits *limits);
 void program_result_free(program_result *result);
 

@@ -84,28 +84,6 @@ static void folders_of_both_sorts(void **state) {
     }
 }
 
-static void chunks_of_75(void **state) {
-    (void)state;
-    error err;
-    tokenizer *tok = tokenizer_open_builtin(&err);
-    int32_t ids[160], out[TOKENIZER_LENGTH];
-    for (int i = 0; i < 160; i++) ids[i] = 1000 + i;
-    assert_int_equal(tokenizer_chunk_count(0), 1);
-    assert_int_equal(tokenizer_chunk_count(75), 1);
-    assert_int_equal(tokenizer_chunk_count(76), 2);
-    assert_int_equal(tokenizer_chunk_count(160), 3);
-    tokenizer_chunk(tok, ids, 160, 1, out);
-    assert_int_equal(out[0], 49406);
-    assert_int_equal(out[1], 1075);
-    assert_int_equal(out[75], 1149);
-    assert_int_equal(out[76], 49407);
-    tokenizer_chunk(tok, ids, 160, 2, out);
-    assert_int_equal(out[10], 1159);
-    assert_int_equal(out[11], 49407);
-    assert_int_equal(out[76], 49407);
-    tokenizer_close(tok);
-}
-
 static void bad_utf8_is_named(void **state) {
     (void)state;
     error err;
@@ -201,8 +179,8 @@ static void bad_folders_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(builtin_is_clip),   cmocka_unit_test(folders_of_both_sorts),   cmocka_unit_test(chunks_of_75),
-        cmocka_unit_test(bad_utf8_is_named), cmocka_unit_test(long_words_take_no_time), cmocka_unit_test(bad_folders_are_refused),
+        cmocka_unit_test(builtin_is_clip),         cmocka_unit_test(folders_of_both_sorts),   cmocka_unit_test(bad_utf8_is_named),
+        cmocka_unit_test(long_words_take_no_time), cmocka_unit_test(bad_folders_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

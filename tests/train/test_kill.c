@@ -1,6 +1,6 @@
 /* The program as a user runs it: killed at any moment, interrupted, out of disk space. Whatever happens, files are whole, and --resume
    reaches the bytes of a training that was never disturbed. */
-#include "datasets/shuffle.h"
+#include "base/random.h"
 #include "formats/safetensors.h"
 #include "tests/train/training.h"
 
@@ -204,7 +204,7 @@ static void killed_at_any_moment(void **state) {
     printf("moments of seed %llu in a run of %.2f s\n", (unsigned long long)seed, run_seconds);
     double begin = now();
     for (int i = 0; i < KILLS; i++) {
-        double part = (double)(shuffle_random(seed, 1, (uint64_t)i) >> 11) * 0x1p-53;
+        double part = random_uniform(seed, 1, (uint64_t)i);
         kill_and_resume(i, run_seconds * (0.25 + 0.95 * part), every[i % 3]);
         /* Sanitizers on a busy machine: there is a limit to a test's time. */
         if (now() - begin > MOST_SECONDS && i + 1 < KILLS) {
@@ -266,7 +266,7 @@ static void a_full_disk_is_named_and_old_files_stay(void **state) {
     expect_status(finish(start(&c)), 1);
     expect_said("full/me.safetensors");
     expect_said("what stood there before is unchanged");
-    assert_int_equal(files_in(folder), 1);
+    assert_int_equal(folder_count(folder), 1);
     size_t size;
     char *text = file_read_text(output, 100, &size, NULL);
     assert_string_equal(text, "an old result");
@@ -275,7 +275,7 @@ static void a_full_disk_is_named_and_old_files_stay(void **state) {
     c.file_limit = (rlim_t)info.st_size + 1000;
     expect_status(finish(start(&c)), 1);
     expect_said("me.state.safetensors");
-    assert_int_equal(files_in(folder), 1);
+    assert_int_equal(folder_count(folder), 1);
     assert_false(file_exists(kept));
     expect_equal_files(output, undisturbed);
     free(kept);

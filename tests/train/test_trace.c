@@ -121,7 +121,7 @@ static void lines_have_the_documented_fields(void **state) {
     assert_int_equal(json_array_size(lines), 6);
     json_array_foreach(lines, i, line) check_line(line, (int)i + 1);
     check_epoch(lines);
-    assert_int_equal(files_in(folder), 3);
+    assert_int_equal(folder_count(folder), 3);
     json_decref(lines);
     free(folder);
     free(a);
@@ -333,7 +333,7 @@ static void a_resumed_trace_is_that_of_one_training(void **state) {
     training_expect(&part, TRAIN_DONE);
     y = read_lines(parts);
     assert_int_equal(json_array_size(y), 1);
-    assert_int_equal(files_in(parts), 1);
+    assert_int_equal(folder_count(parts), 1);
     json_decref(y);
     free(path);
     free(whole);

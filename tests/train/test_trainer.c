@@ -142,7 +142,7 @@ static void a_stop_before_the_first_step_writes_nothing(void **state) {
     t.stop_at = 0;
     training_expect(&t, TRAIN_STOPPED_EARLY);
     char *folder = place_path(&here, "early");
-    assert_int_equal(files_in(folder), 0);
+    assert_int_equal(folder_count(folder), 0);
     folder_text(here.folder, "early/me.safetensors", "an old result");
     training_expect(&t, TRAIN_STOPPED_EARLY);
     size_t size;
@@ -332,12 +332,12 @@ static void a_loss_out_of_bounds_stops_and_writes_nothing(void **state) {
     expect_text(t.err.text, "/pictures/");
     expect_text(t.err.text, ".png");
     expect_text(t.err.text, "--lr");
-    assert_int_equal(files_in(folder), 0);
+    assert_int_equal(folder_count(folder), 0);
     folder_text(here.folder, "loss/me.safetensors", "an old result");
     t.options.batch_size = 4;
     t.options.learner.accumulation = 2;
     training_expect(&t, TRAIN_FAILED);
-    assert_int_equal(files_in(folder), 1);
+    assert_int_equal(folder_count(folder), 1);
     size_t size;
     char *text = file_read_text(a, 100, &size, NULL);
     assert_string_equal(text, "an old result");
@@ -349,7 +349,7 @@ static void a_loss_out_of_bounds_stops_and_writes_nothing(void **state) {
     t.options.save_type = DTYPE_F16;
     training_expect(&t, TRAIN_FAILED);
     expect_text(t.err.text, "lora_unet_");
-    assert_int_equal(files_in(folder), 1);
+    assert_int_equal(folder_count(folder), 1);
     free(text);
     free(folder);
     free(a);
@@ -381,7 +381,7 @@ static void a_broken_model_is_named_at_the_first_step(void **state) {
     t.model = "model3.safetensors";
     training_expect(&t, TRAIN_FAILED);
     expect_text(t.err.text, "step 1");
-    assert_int_equal(files_in(folder), 0);
+    assert_int_equal(folder_count(folder), 0);
     /* Weights that pictures are encoded with. */
     place_model(&here, "model3.safetensors", 1);
     poison(model, "first_stage_model.quant_conv.bias");
@@ -389,7 +389,7 @@ static void a_broken_model_is_named_at_the_first_step(void **state) {
     training_expect(&t, TRAIN_FAILED);
     expect_text(t.err.text, ".png");
     expect_text(t.err.text, "VAE");
-    assert_int_equal(files_in(folder), 0);
+    assert_int_equal(folder_count(folder), 0);
     free(model);
     free(folder);
     free(a);
@@ -491,7 +491,7 @@ static void encoded_pictures_are_kept_and_bad_entries_remade(void **state) {
     /* Flips of the same pictures are entries of their own; without them seven suffice, and none is made anew. */
     t.flip = false;
     training_expect(&t, TRAIN_DONE);
-    assert_int_equal(files_in(cache), 14);
+    assert_int_equal(folder_count(cache), 14);
     for (size_t i = 0; i < 14; i++) {
         free(entries[i].path);
         free(entries[i].content.data);
@@ -572,7 +572,7 @@ static void saved_files_are_numbered(void **state) {
     expect_metadata(a, "ss_steps", count);
     expect_metadata(a, "ss_epoch", "2");
     expect_metadata(a, "ss_num_epochs", "2");
-    assert_int_equal(files_in(folder), files);
+    assert_int_equal(folder_count(folder), files);
     assert_int_equal(t.saved, files - 1);
     free(epoch);
     free(folder);

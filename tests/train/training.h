@@ -3,16 +3,23 @@
 #ifndef VULORA_TESTS_TRAIN_TRAINING_H
 #define VULORA_TESTS_TRAIN_TRAINING_H
 
-#include "tests/datasets/folder.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "tests/support/folder.h"
 #include "tests/support/tiny_model.h"
 #include "tests/support/tiny_png.h"
 #include "train/trainer.h"
 
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -207,14 +214,6 @@ static inline void expect_equal_results(const char *a, const char *b) {
 
 static inline void expect_text(const char *text, const char *part) {
     if (!strstr(text, part)) fail_msg("\"%s\" is not in: %s", part, text);
-}
-
-static inline size_t files_in(const char *folder) {
-    DIR *dir = opendir(folder);
-    size_t n = 0;
-    for (const struct dirent *entry; dir && (entry = readdir(dir)) != NULL;) n += entry->d_name[0] != '.';
-    if (dir) closedir(dir);
-    return n;
 }
 
 #endif

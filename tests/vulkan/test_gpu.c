@@ -1,6 +1,7 @@
 /* The Vulkan runtime on the software device: buffers, kernels by name, barriers, the pipeline cache, failures; and the matrix kernel in
    all its modes against plain loops. VULORA_TEST_GPU names another device. */
 #include "base/memory.h"
+#include "tests/support/validation.h"
 #include "vulkan/internal.h"
 
 #include <math.h>
@@ -380,30 +381,14 @@ static void test_gemm(void **state) {
     }
 }
 
-static void test_validation_is_silent(void **state) {
-    (void)state;
-    const char *first;
-    int count = gpu_validation_messages(&first);
-    if (count) fail_msg("%d messages from the validation layer, the first: %s", count, first);
-}
-
 int main(void) {
     if (getenv("VULORA_TEST_COUNT")) return gpu_list(NULL, 0);
-#ifndef __SANITIZE_ADDRESS__ /* the layer itself leaks */
-    setenv("VULORA_VK_VALIDATE", "1", 0);
-#endif
+    validation_begin();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_info),
-        cmocka_unit_test(test_no_driver),
-        cmocka_unit_test(test_buffers),
-        cmocka_unit_test(test_too_large),
-        cmocka_unit_test(test_barriers),
-        cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_staging),
-        cmocka_unit_test(test_bad_dispatches),
-        cmocka_unit_test(test_pipeline_cache),
+        cmocka_unit_test(test_info),      cmocka_unit_test(test_no_driver),      cmocka_unit_test(test_buffers),
+        cmocka_unit_test(test_too_large), cmocka_unit_test(test_barriers),       cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_staging),   cmocka_unit_test(test_bad_dispatches), cmocka_unit_test(test_pipeline_cache),
         cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_validation_is_silent),
     };
-    return cmocka_run_group_tests(tests, open_device, close_device);
+    return validation_end(cmocka_run_group_tests(tests, open_device, close_device));
 }

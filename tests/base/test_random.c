@@ -1,14 +1,14 @@
-#include "diffusion/random.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
-#include "fixture.h"
+/* Draws as functions of seed, stream and counter: known answers, distribution, and that they never change. */
+#include "base/random.h"
 
 #include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
 
 /* Known answers of the authors' Random123 distribution. */
 static void test_philox(void **state) {
@@ -25,53 +25,6 @@ static void test_philox(void **state) {
         random_philox(cases[i].counter, cases[i].key, out);
         assert_memory_equal(out, cases[i].out, sizeof out);
     }
-}
-
-static void compare_noise(const fixture *f, random_source source, uint64_t seed, size_t n) {
-    size_t count;
-    const float *expected = fixture_tensor(f, &count, "%s.%llu.%zu", random_source_name(source), (unsigned long long)seed, n);
-    float out[512];
-    random_noise noise;
-    random_noise_init(&noise, source, seed);
-    random_noise_fill(&noise, out, n);
-    random_noise_fill(&noise, out + n, n);
-    assert_int_equal(count, 2 * n);
-    for (size_t i = 0; i < count; i++) assert_true(fabsf(out[i] - expected[i]) < 1e-6f);
-}
-
-static void test_noise_like_pytorch(void **state) {
-    (void)state;
-    static const uint64_t seeds[] = {0, 42, 4294967295, 123456789012345};
-    static const size_t sizes[] = {1, 5, 15, 16, 17, 31, 32, 100, 256};
-    fixture f;
-    assert_true(fixture_open(&f, "diffusion_random.safetensors"));
-    for (size_t s = 0; s < sizeof seeds / sizeof *seeds; s++) {
-        for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) compare_noise(&f, RANDOM_SOURCE_CPU, seeds[s], sizes[n]);
-        compare_noise(&f, RANDOM_SOURCE_GPU, seeds[s], 64);
-    }
-    fixture_close(&f);
-}
-
-/* torch.manual_seed(0); torch.randn(3, 4, device="cuda") on a real GPU, as webui's source documents it. */
-static void test_noise_like_cuda(void **state) {
-    (void)state;
-    static const float expected[12] = {-0.92466259f, -0.42534415f, -2.6438457f,  0.14518388f,  -0.12086647f, -0.57972564f,
-                                       -0.62285122f, -0.32838709f, -1.07454231f, -0.36314407f, -1.67105067f, 2.26550497f};
-    float out[12];
-    random_noise noise;
-    random_noise_init(&noise, RANDOM_SOURCE_GPU, 0);
-    random_noise_fill(&noise, out, 12);
-    for (int i = 0; i < 12; i++) assert_true(fabsf(out[i] - expected[i]) < 1e-6f);
-}
-
-static void test_source_names(void **state) {
-    (void)state;
-    random_source source = RANDOM_SOURCE_GPU;
-    error err;
-    assert_true(random_source_find(&source, "cpu", &err));
-    assert_int_equal(source, RANDOM_SOURCE_CPU);
-    assert_false(random_source_find(&source, "dice", &err));
-    assert_non_null(strstr(err.text, "dice"));
 }
 
 enum { MANY = 100000 };
@@ -127,27 +80,27 @@ static void check_even(const uint32_t *values, size_t n, uint32_t bins) {
 static void test_integers_and_uniforms(void **state) {
     (void)state;
     uint32_t *values = malloc(MANY * sizeof *values);
-    float *uniforms = malloc(MANY * sizeof *uniforms);
     random_integers_fill(5, RANDOM_STREAM_TIMESTEP, 0, 100, values, MANY);
     check_even(values, MANY, 100);
-    random_uniform_fill(5, RANDOM_STREAM_CROP, 0, uniforms, MANY);
     for (int i = 0; i < MANY; i++) {
-        assert_true(uniforms[i] >= 0 && uniforms[i] < 1);
-        values[i] = (uint32_t)(uniforms[i] * 100);
+        double uniform = random_uniform(5, 6, (uint64_t)i);
+        assert_true(uniform >= 0 && uniform < 1);
+        values[i] = (uint32_t)(uniform * 100);
     }
+    check_even(values, MANY, 100);
+    for (int i = 0; i < MANY; i++) values[i] = (uint32_t)random_below(5, 7, (uint64_t)i, 100);
     check_even(values, MANY, 100);
     random_integers_fill(5, RANDOM_STREAM_TIMESTEP, 0, 1, values, 10);
     for (int i = 0; i < 10; i++) assert_int_equal(values[i], 0);
     free(values);
-    free(uniforms);
 }
 
-static void test_permutation(void **state) {
+static void test_order(void **state) {
     (void)state;
-    uint32_t order[50], firsts[100] = {0};
+    uint32_t order[50], firsts[50] = {0};
     for (uint32_t epoch = 0; epoch < 1000; epoch++) {
         bool seen[50] = {false};
-        random_permutation(11, RANDOM_STREAM_SHUFFLE, epoch, order, 50);
+        random_order(11, epoch, order, 50);
         for (int i = 0; i < 50; i++) {
             assert_true(order[i] < 50 && !seen[order[i]]);
             seen[order[i]] = true;
@@ -155,15 +108,29 @@ static void test_permutation(void **state) {
         firsts[order[0]]++;
     }
     for (int i = 0; i < 50; i++) assert_true(firsts[i] >= 4 && firsts[i] <= 45); /* 20 expected */
-    random_permutation(11, RANDOM_STREAM_SHUFFLE, 0, order, 1);
+    random_order(11, 0, order, 1);
     assert_int_equal(order[0], 0);
+}
+
+/* What saved states and files rest on: these numbers must never change. */
+static void test_numbers_stay(void **state) {
+    (void)state;
+    static const uint32_t expected[8] = {0, 1, 3, 7, 6, 5, 2, 4};
+    uint32_t order[8], timestep;
+    float normals[3];
+    assert_true(random_bits(1, 2, 3) == UINT64_C(15020427595393229491));
+    random_order(42, 1, order, 8);
+    assert_memory_equal(order, expected, sizeof order);
+    random_normal_fill(42, RANDOM_STREAM_NOISE, random_counter(3, 1), normals, 3);
+    assert_true(normals[0] == -0x1.bbf8dp+0f && normals[1] == -0x1.cfc204p-3f && normals[2] == -0x1.928b08p-3f);
+    random_integers_fill(42, RANDOM_STREAM_TIMESTEP, random_counter(3, 1), 1000, &timestep, 1);
+    assert_int_equal(timestep, 944);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_philox),       cmocka_unit_test(test_noise_like_pytorch),    cmocka_unit_test(test_noise_like_cuda),
-        cmocka_unit_test(test_source_names), cmocka_unit_test(test_normals_are_normal),    cmocka_unit_test(test_pure_function),
-        cmocka_unit_test(test_permutation),  cmocka_unit_test(test_integers_and_uniforms),
+        cmocka_unit_test(test_philox), cmocka_unit_test(test_normals_are_normal),    cmocka_unit_test(test_pure_function),
+        cmocka_unit_test(test_order),  cmocka_unit_test(test_integers_and_uniforms), cmocka_unit_test(test_numbers_stay),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,217 @@
+/* The operations of SD1.5 at 512x512, with the shapes that matter, recorded as the engine would on the device at hand. */
+#include "bench/gpu_static/gpu_static.h"
+
+#include "base/memory.h"
+#include "graph/tape.h"
+#include "ops/ops.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Which part of an operation a target belongs to. */
+typedef enum pass { PASS_FORWARD, PASS_BACKWARD } pass;
+
+/* At least so many FLOP per clock and CU. */
+typedef struct target {
+    const char *name;
+    struct {
+        const char *family;
+        double rate[2]; /* by pass; 0: none set */
+    } of[3];
+} target;
+
+/* ggml's best kernel of that kind on the card (Mesa 25.0.7) is below all of these. */
+static const target targets[] = {
+    {"linear", {{"polaris10", {112, 108}}, {"navi21", {120, 120}}, {"navi31", {460, 410}}}},
+    {"conv 3x3", {{"polaris10", {110, 105}}, {"navi21", {120, 117}}, {"navi31", {440, 390}}}},
+    {"attention 40", {{"polaris10", {75, 0}}, {"navi21", {110, 0}}, {"navi31", {235, 0}}}},
+    {"attention 80", {{"polaris10", {75, 0}}, {"navi21", {113, 0}}, {"navi31", {280, 0}}}},
+    {"attention 160", {{"polaris10", {78, 0}}, {"navi21", {100, 0}}, {"navi31", {270, 0}}}},
+};
+
+typedef struct shape {
+    const char *label;
+    const char *target; /* NULL: none is set */
+    tensor *(*build)(tape *t, const int64_t *i);
+    int64_t i[8];
+} shape;
+
+/* ---- making tensors that are only looked at ---- */
+
+static tensor *activation_of(tape *t, int rank, const int64_t *dim) {
+    tensor *x = tape_input(t, "x", DTYPE_COUNT, rank, dim);
+    x->needs_grad = true;
+    return x;
+}
+static tensor *rows_of(tape *t, int64_t rows, int64_t columns) { return activation_of(t, 3, (int64_t[]){1, rows, columns}); }
+static tensor *frozen(tape *t, int rank, const int64_t *dim) { return tape_input(t, "w", DTYPE_COUNT, rank, dim); }
+static tensor *vector(tape *t, int64_t n) { return tape_input(t, "v", DTYPE_F32, 1, &n); }
+static tensor *trained(tape *t, int64_t n, int64_t k) {
+    tensor *w = tape_input(t, "adapter", DTYPE_F32, 2, (int64_t[]){n, k});
+    w->needs_grad = true;
+    w->grad = tape_input(t, "gradient", DTYPE_F32, 2, (int64_t[]){n, k});
+    return w;
+}
+
+/* ---- operations ---- */
+
+static tensor *linear(tape *t, const int64_t *i) { /* rows, in, out */
+    return op_linear(t, rows_of(t, i[0], i[1]), frozen(t, 2, (int64_t[]){i[2], i[1]}), vector(t, i[2]), rows_of(t, i[0], i[2]), 1);
+}
+static tensor *adapter(tape *t, const int64_t *i) { /* rows, in, out */
+    return op_linear(t, rows_of(t, i[0], i[1]), trained(t, i[2], i[1]), NULL, NULL, 1);
+}
+static tensor *conv(tape *t, const int64_t *i) { /* size, in, out, kernel, stride */
+    tensor *w = frozen(t, 3, (int64_t[]){i[3] * i[3], i[2], i[1]});
+    tensor *x = activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]});
+    return op_conv2d(t, x, w, vector(t, i[2]), NULL, NULL, (conv_shape){(int)i[3], (int)i[4], (int)i[3] / 2, (int)i[3] / 2});
+}
+static tensor *attention(tape *t, const int64_t *i) { /* queries, keys, width of all heads, heads */
+    return op_attention(t, rows_of(t, i[0], i[2]), rows_of(t, i[1], i[2]), rows_of(t, i[1], i[2]), (int)i[3], false);
+}
+static tensor *group_norm(tape *t, const int64_t *i) { /* size, channels */
+    return op_group_norm(t, activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]}), vector(t, i[1]), vector(t, i[1]), 32, 1e-5f, true);
+}
+static tensor *layer_norm(tape *t, const int64_t *i) {
+    return op_layer_norm(t, rows_of(t, i[0], i[1]), vector(t, i[1]), vector(t, i[1]), 1e-5f);
+}
+static tensor *geglu(tape *t, const int64_t *i) { return op_geglu(t, rows_of(t, i[0], i[1])); }
+static tensor *silu(tape *t, const int64_t *i) { return op_activation(t, rows_of(t, i[0], i[1]), ACTIVATION_SILU); }
+static tensor *sum_of_two(tape *t, const int64_t *i) { return op_add(t, rows_of(t, i[0], i[1]), rows_of(t, i[0], i[1])); }
+static tensor *mse(tape *t, const int64_t *i) {
+    return op_mse(t, rows_of(t, i[0], i[1]), tape_input(t, "target", DTYPE_F32, 3, (int64_t[]){1, i[0], i[1]}));
+}
+static tensor *concat(tape *t, const int64_t *i) {
+    return op_concat(t, activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]}), activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]}));
+}
+static tensor *upsample(tape *t, const int64_t *i) {
+    return op_upsample(t, activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]}), 2 * i[0], 2 * i[0]);
+}
+
+static const shape shapes[] = {
+    {"linear 4096x320x2560", "linear", linear, {4096, 320, 2560}},
+    {"linear 1024x640x640", "linear", linear, {1024, 640, 640}},
+    {"linear 64x1280x1280", NULL, linear, {64, 1280, 1280}},
+    {"linear 77x768x640", NULL, linear, {77, 768, 640}},
+    {"linear 1x320x1280", NULL, linear, {1, 320, 1280}},
+    {"adapter down 4096x320x16", NULL, adapter, {4096, 320, 16}},
+    {"adapter up 4096x16x320", NULL, adapter, {4096, 16, 320}},
+    {"conv 3x3 64x64 320>320", "conv 3x3", conv, {64, 320, 320, 3, 1}},
+    {"conv 3x3 16x16 1280>1280", "conv 3x3", conv, {16, 1280, 1280, 3, 1}},
+    {"conv 3x3 64x64 320>320 stride 2", NULL, conv, {64, 320, 320, 3, 2}},
+    {"conv 3x3 64x64 4>320", NULL, conv, {64, 4, 320, 3, 1}},
+    {"conv 3x3 64x64 320>4", NULL, conv, {64, 320, 4, 3, 1}},
+    {"conv 1x1 64x64 640>320", NULL, conv, {64, 640, 320, 1, 1}},
+    {"attention 4096 head 40", "attention 40", attention, {4096, 4096, 320, 8}},
+    {"attention 1024 head 80", "attention 80", attention, {1024, 1024, 640, 8}},
+    {"attention 256 head 160", "attention 160", attention, {256, 256, 1280, 8}},
+    {"attention 4096x77 head 40", NULL, attention, {4096, 77, 320, 8}},
+    {"group norm 64x64x320", NULL, group_norm, {64, 320}},
+    {"layer norm 4096x320", NULL, layer_norm, {4096, 320}},
+    {"geglu 4096x2560", NULL, geglu, {4096, 2560}},
+    {"silu 1x1280", NULL, silu, {1, 1280}},
+    {"add 4096x320", NULL, sum_of_two, {4096, 320}},
+    {"mse 4096x4", NULL, mse, {4096, 4}},
+    {"concat 64x64x320", NULL, concat, {64, 320}},
+    {"upsample 32x32x640", NULL, upsample, {32, 640}},
+};
+
+static double target_rate(const char *name, const char *family, pass which) {
+    for (size_t i = 0; name && i < sizeof targets / sizeof *targets; i++)
+        for (int k = 0; k < 3 && strcmp(targets[i].name, name) == 0; k++)
+            if (strcmp(targets[i].of[k].family, family) == 0) return targets[i].of[k].rate[which];
+    return 0;
+}
+
+typedef struct context {
+    device *device;
+    gpu_buffer *memory; /* what every tensor is said to lie in */
+    const char *family;
+    case_visit visit;
+    void *user;
+} context;
+
+static void place(context *c, tensor *x) {
+    if (x) x->gpu = (gpu_range){c->memory, 0, x->bytes ? x->bytes : (size_t)tensor_count(x) * dtype_size(x->type)};
+}
+
+/* Kernels with loops inside the main one, whose lengths are constants: gemm.comp over a block of k; attention over places or tokens of a
+   block, which 64 threads filled in fours, and over chunks of a head. */
+static bool find_trips(const gpu_pipeline *p, inner_loops *out) {
+    enum { GEMM_CONSTANTS = 9, PLACES = 1, CHUNKS, ROWS, THREADS = 64 };
+    const uint32_t *c = p->constants;
+    if (strncmp(p->shader, "gemm_", 5) == 0 && p->constant_count == GEMM_CONSTANTS) {
+        *out = (inner_loops){c[3], 1, 1};
+        return true;
+    }
+    if (strncmp(p->shader, "attention_backward", 18) != 0 && strncmp(p->shader, "attention_forward", 17) != 0) return false;
+    *out = (inner_loops){c[ROWS], (double)(c[ROWS] * c[PLACES] / 4) / THREADS, c[CHUNKS]};
+    return true;
+}
+
+/* Share of the products that is not padding: attention_matrix.comp pads heads to whole fragments. */
+static double useful(const gpu_pipeline *p) {
+    if (strcmp(p->shader, "attention_matrix") != 0) return 1;
+    uint32_t places = p->constants[1], fragment = p->constants[4];
+    return (double)places / ((places + fragment - 1) / fragment * fragment);
+}
+
+/* Every kernel that the record launches and no record before it did. */
+static bool visit_record(context *c, const record *r, const char *label, double rate, error *err) {
+    tensor scratch = {.type = DTYPE_F32};
+    record own = *r;
+    scratch.bytes = r->op->scratch ? r->op->scratch(r, c->device) : 0;
+    if (scratch.bytes) own.scratch = &scratch;
+    for (int i = 0; i < RECORD_INPUTS; i++) place(c, own.in[i]);
+    for (int i = 0; i < RECORD_OUTPUTS; i++) place(c, own.out[i]);
+    place(c, own.scratch);
+    gpu *g = c->device->gpu;
+    int before = g->pipeline_count;
+    gpu_recording *rec = gpu_recording_begin(g);
+    own.op->run_vulkan(&own, rec);
+    int dispatches, barriers;
+    gpu_recording_count(rec, &dispatches, &barriers);
+    gpu_recording_free(rec);
+    if (dispatches == 0) return error_set(err, "%s: %s launches nothing", label, r->op->name);
+    for (int i = before; i < g->pipeline_count; i++) {
+        case_kernel k = {.label = label, .pipeline = g->pipelines[i], .useful = useful(g->pipelines[i]), .target = rate};
+        k.has_trips = find_trips(g->pipelines[i], &k.trips);
+        c->visit(c->user, &k);
+    }
+    return true;
+}
+
+/* The gradient of y, whatever it may be, on its way back through the records before `end`. */
+static void append_backward(tape *t, tensor *y, int end) {
+    tape_set_grad(y, tape_temporary(t, y->type, y->rank, y->dim));
+    for (int i = end - 1; i >= 0; i--) {
+        const record *r = tape_record(t, i);
+        if (r->op->backward && tape_get_grad(r->out[0])) r->op->backward(t, r);
+    }
+}
+
+/* The records of the forward pass, then those of the backward pass. */
+static bool visit_shape(context *c, const shape *s, error *err) {
+    tape *t = tape_create(c->device);
+    tensor *y = s->build(t, s->i);
+    bool ok = y || error_set(err, "%s: %s", s->label, tape_error(t));
+    int forward = tape_length(t);
+    if (ok) append_backward(t, y, forward);
+    for (int i = 0; i < tape_length(t) && ok; i++) {
+        char label[96];
+        snprintf(label, sizeof label, "%s%s", s->label, i < forward ? "" : ", back");
+        ok = visit_record(c, tape_record(t, i), label, target_rate(s->target, c->family, i < forward ? PASS_FORWARD : PASS_BACKWARD), err);
+    }
+    tape_free(t);
+    return ok;
+}
+
+bool cases_run(gpu *g, const char *family, case_visit visit, void *user, error *err) {
+    gpu_buffer memory = {.gpu = g, .bytes = SIZE_MAX / 2};
+    device d = {.gpu = g, .activation = DTYPE_F16, .threads = 1};
+    context c = {.device = &d, .memory = &memory, .family = family, .visit = visit, .user = user};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        if (!visit_shape(&c, &shapes[i], err)) return false;
+    return true;
+}
