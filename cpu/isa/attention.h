@@ -33,8 +33,9 @@ INLINE vec vec_exp2(vec x) {
 #else
     __m256 whole = _mm256_floor_ps((__m256)x);
     vec f = x - (vec)whole;
-    vec_int power = (vec_int)EXP2_POLYNOMIAL(f) + ((vec_int)_mm256_cvttps_epi32(whole) << 23);
-    return (vec)(power & (vec_int)_mm256_cmp_ps((__m256)x, _mm256_set1_ps(-126.0f), _CMP_GE_OQ));
+    vec power = EXP2_POLYNOMIAL(f); /* the sum of bits wraps around where x is too small; those lanes become 0 */
+    __m256i bits = _mm256_add_epi32((__m256i)power, _mm256_slli_epi32(_mm256_cvttps_epi32(whole), 23));
+    return (vec)_mm256_and_ps((__m256)bits, _mm256_cmp_ps((__m256)x, _mm256_set1_ps(-126.0f), _CMP_GE_OQ));
 #endif
 }
 

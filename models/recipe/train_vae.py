@@ -83,7 +83,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("state", help="folder for checkpoints")
     ap.add_argument("--minutes", type=float, default=30)
-    ap.add_argument("--batch", type=int, default=4, help="of the small crops; whole pictures: a quarter")
+    ap.add_argument("--batch", type=int, default=8, help="of the small crops; whole pictures: a quarter")
     ap.add_argument("--lr", type=float, default=4e-4)
     ap.add_argument("--kl", type=float, default=2e-4)
     ap.add_argument("--seed", type=int, default=1)
