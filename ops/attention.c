@@ -72,7 +72,10 @@ static cpu_attention shape_call(const record *r, const device *d) {
                            .bf16 = d->bf16};
 }
 
-static int call_threads(const device *d, double flops) { return flops > OP_SMALL ? d->threads : 1; }
+/* Flops of one call below which waking threads costs more than they save. */
+static const double SMALL_CALL = 1 << 23;
+
+static int call_threads(const device *d, double flops) { return flops > SMALL_CALL ? d->threads : 1; }
 
 static void forward_kernels(const record *r, const device *d) {
     cpu_attention a = shape_call(r, d);

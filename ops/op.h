@@ -5,7 +5,7 @@
 #include "ops/ops.h"
 
 /* Elements below which waking threads costs more than they save. */
-enum { OP_SMALL = 1 << 14 };
+enum { OP_SMALL = 1 << 16 };
 
 /* Adds g to the gradient of x, with an op when there is one already. Nothing happens where x needs no gradient. */
 void grad_add(tape *t, tensor *x, tensor *g);

@@ -18,7 +18,7 @@ enum {
     TASKS_PER_THREAD = 2
 };
 /* Multiply-adds below which waking threads costs more than they save. */
-static const double SMALL = 1 << 19;
+static const double SMALL = 1 << 22;
 
 /* A phase of the result: which part of the taps it sees. */
 typedef struct phase {

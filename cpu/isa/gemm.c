@@ -16,7 +16,7 @@ enum {
     TASKS_PER_THREAD = 4
 };
 /* Multiply-adds below which waking threads costs more than they save. */
-static const double SMALL = 1 << 17;
+static const double SMALL = 1 << 22;
 
 typedef struct blocking {
     int64_t rows, row_blocks;       /* of a task; of C */

@@ -6,7 +6,7 @@
 
 enum { PIECE = 64, OUTPUTS = 64 * TILE_ROWS, TASKS_PER_THREAD = 4 };
 /* Multiply-adds below which waking threads costs more than they save. */
-static const double SMALL = 1 << 17;
+static const double SMALL = 1 << 22;
 
 /* One thread's memory. */
 typedef struct workspace {

@@ -72,7 +72,13 @@ bool isa_winograd_serves(const cpu_gemm *g) {
     return g->m >= 32 + 5 * layout_of(g, 1).tiles;
 }
 
+/* Multiply-adds (of the convolution itself) below which waking threads costs more than they save. */
+static const double SMALL = 1 << 24;
+
+static int threads_of(const cpu_gemm *g, int threads) { return (double)g->m * (double)g->n * (double)g->k * g->taps < SMALL ? 1 : threads; }
+
 size_t isa_winograd_scratch(const cpu_gemm *g, int threads) {
+    threads = threads_of(g, threads);
     layout l = layout_of(g, threads);
     return (size_t)(g->k + (l.apart ? threads : 1) * l.v + threads * l.own) * sizeof(float);
 }
@@ -276,6 +282,7 @@ static void bands_shared(const cpu_gemm *g, const layout *l, const float *zeros,
 }
 
 void isa_winograd_run(const cpu_gemm *g, int threads, void *scratch) {
+    threads = threads_of(g, threads);
     layout l = layout_of(g, threads);
     float *zeros = scratch, *v = zeros + g->k, *own = v + (l.apart ? threads : 1) * l.v;
     memset(zeros, 0, (size_t)g->k * sizeof *zeros);
