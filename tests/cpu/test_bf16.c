@@ -2,6 +2,7 @@
    same way (only the order of sums differs), and against exact operands (what rounding costs). */
 #include "base/memory.h"
 #include "cpu/cpu.h"
+#include "tests/support/noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,24 +15,6 @@
 
 /* Relative L2 differences. */
 static const double TIGHT = 1e-5, EXACT = 4e-3;
-
-static uint64_t state = 1;
-
-/* Gauss-like numbers of variance 1. */
-static float noise(void) {
-    double sum = 0;
-    for (int i = 0; i < 3; i++) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        sum += (double)(state >> 33) / 1073741824.0 - 1;
-    }
-    return (float)sum;
-}
-
-static float *noise_new(int64_t count, double size) {
-    float *x = memory_new((size_t)count, sizeof *x);
-    for (int64_t i = 0; i < count; i++) x[i] = (float)(noise() * size);
-    return x;
-}
 
 /* Through a type and back; free the result. */
 static float *rounded_new(const float *x, int64_t count, dtype type, void *stored) {

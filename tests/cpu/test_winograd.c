@@ -1,6 +1,7 @@
 /* Winograd's convolutions of every instruction set this processor runs, against a plain convolution in double precision. */
 #include "base/memory.h"
 #include "cpu/cpu.h"
+#include "tests/support/noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,24 +25,6 @@ typedef struct operands {
     void *stored;
     double *expected;
 } operands;
-
-static uint64_t state = 1;
-
-/* Gauss-like numbers of variance 1. */
-static float noise(void) {
-    double sum = 0;
-    for (int i = 0; i < 3; i++) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        sum += (double)(state >> 33) / 1073741824.0 - 1;
-    }
-    return (float)sum;
-}
-
-static float *noise_new(int64_t count, double size) {
-    float *x = memory_new((size_t)count, sizeof *x);
-    for (int64_t i = 0; i < count; i++) x[i] = (float)(noise() * size);
-    return x;
-}
 
 /* A pixel of the result, all channels: sums over taps and channels of the source pixels in reach. */
 static void pixel_expect(const sample *s, const operands *o, int64_t image, int64_t y, int64_t x, double *out) {
