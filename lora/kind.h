@@ -5,6 +5,7 @@
 
 #include "lora/adapter.h"
 #include "lora/file.h"
+#include "lora/layer.h"
 #include "ops/ops.h"
 
 /* Where a layer calls the adapter stack. */
@@ -15,16 +16,44 @@ typedef struct adapter_site {
     tensor *weight;         /* frozen: [out, in] or [taps, out, in] */
 } adapter_site;
 
+/* What a layer adds to its product; each may be NULL. */
+typedef struct layer_addend {
+    tensor *bias, *residual, *shift;
+} layer_addend;
+
+/* A layer under a stack of adapters, while a tape is recorded. Level k is the layer as the first k adapters of the stack leave it. */
+typedef struct adapter_chain {
+    const adapter_stack *stack;
+    tape *tape;
+    const adapter_site *site;
+} adapter_chain;
+
+/* W x + addend, with the weight of that level. */
+tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add);
+
+/* One row of the table. m is always a module of the kind. A kind changes a weight W to W + multiplier * change, linear in the strength
+   (formats.md 3.17); it says how in one of two ways:
+
+   - branch (and difference): the change D does not depend on W, and D x is the cheapest way to use it. DoRA wraps such kinds.
+   - apply: anything else; asks for products with the weight of the level below. */
 struct adapter_kind {
     const char *name;  /* of `inspect`: "lora" */
     const char *title; /* "LoRA" */
     /* Does this set of parts belong to the kind? Rows are asked in the table's order. */
     bool (*recognises)(const adapter_group *g);
     const char *const *parts; /* the parts it may have; NULL behind the last */
-    /* Checks shapes against m->info, fills m. Messages name what is wrong; the caller puts file and module in front. */
+    /* Checks shapes against m->info, fills m. Messages name what is wrong; the caller puts file and module in front. NULL: recognised and
+       refused. */
     bool (*load)(adapter *a, adapter_module *m, const adapter_file *file, const adapter_group *g, error *err);
-    /* y: the module's output so far. Returns y + multiplier * change(x). */
-    tensor *(*apply)(const adapter_module *m, tape *t, const adapter_site *site, tensor *x, tensor *y, float multiplier);
+    /* y + factor * D x; y NULL: factor * D x. */
+    tensor *(*branch)(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor);
+    /* D on the tape, shaped as the weight, fp32. */
+    tensor *(*difference)(const adapter_module *m, tape *t);
+    /* The whole product of the level above `level`: (W + multiplier * change) x + addend. */
+    tensor *(*apply)(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add, float multiplier);
+    /* On the host, in the engine's layout, fp32: writes the change of strength 1 that the module makes to `weight` ([taps, out, in]), or
+       (bias NULL or absent: 0) to a bias. */
+    bool (*change)(const adapter_module *m, device *d, const float *weight, float *change, error *err);
     /* Fills a new module (m->info, m->rank and m->alpha are set) for training. */
     bool (*init)(adapter *a, adapter_module *m, uint64_t seed, error *err);
 };

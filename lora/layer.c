@@ -34,22 +34,20 @@ static tensor *layer_bias(const layer_scope *s, const char *name) {
     return optional ? weights_get_optional(s->weights, s->tape, n.text) : weights_get(s->weights, s->tape, n.text);
 }
 
-static tensor *layer_adapt(const layer_scope *s, tensor *x, tensor *y, tensor *weight, const conv_shape *conv, const char *name) {
-    if (!s->adapters || !y) return y;
+static tensor *layer_product(const layer_scope *s, tensor *x, const layer_addend *add, const conv_shape *conv, const char *name) {
+    tensor *weight = layer_weight(s, name);
+    if (!x || !weight) return NULL;
     adapter_site site = {.part = weights_part(s->weights), .name = name, .conv = conv, .weight = weight};
-    return adapter_stack_apply(s->adapters, s->tape, &site, x, y);
+    adapter_chain chain = {.stack = s->adapters, .tape = s->tape, .site = &site};
+    return adapter_chain_product(&chain, s->adapters ? adapter_stack_count(s->adapters) : 0, x, add);
 }
 
 tensor *layer_linear(const layer_scope *s, tensor *x, tensor *residual, const char *name) {
-    tensor *weight = layer_weight(s, name);
-    tensor *y = op_linear(s->tape, x, weight, layer_bias(s, name), residual, 1.0f);
-    return layer_adapt(s, x, y, weight, NULL, name);
+    return layer_product(s, x, &(layer_addend){.bias = layer_bias(s, name), .residual = residual}, NULL, name);
 }
 
 tensor *layer_conv2d_padded(const layer_scope *s, tensor *x, tensor *residual, tensor *shift, conv_shape shape, const char *name) {
-    tensor *weight = layer_weight(s, name);
-    tensor *y = op_conv2d(s->tape, x, weight, layer_bias(s, name), residual, shift, shape);
-    return layer_adapt(s, x, y, weight, &shape, name);
+    return layer_product(s, x, &(layer_addend){.bias = layer_bias(s, name), .residual = residual, .shift = shift}, &shape, name);
 }
 
 /* A 1x1 convolution's weight is a matrix, and it is a linear layer over the channels of each pixel. */

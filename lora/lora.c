@@ -88,14 +88,16 @@ static bool lora_load(adapter *a, adapter_module *m, const adapter_file *file, c
 
 /* ---- Applying ---- */
 
-static tensor *lora_apply(const adapter_module *m, tape *t, const adapter_site *site, tensor *x, tensor *y, float multiplier) {
+static tensor *lora_branch(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor) {
+    tape *t = c->tape;
+    const adapter_site *site = c->site;
     tensor *down = m->tensors[DOWN].value, *up = m->tensors[UP].value, *mid = m->tensors[MID].value;
     bool spatial = m->tensors[DOWN].layout == ADAPTER_TAPS || mid;
     if (spatial && !site->conv) return tape_fail(t, "module %s: an adapter of a convolution on a linear layer", site->name);
     tensor *h = m->tensors[DOWN].layout == ADAPTER_TAPS ? op_conv2d(t, x, down, NULL, NULL, NULL, *site->conv)
                                                         : op_linear(t, x, down, NULL, NULL, 1.0f);
     if (mid) h = op_conv2d(t, h, mid, NULL, NULL, NULL, *site->conv);
-    return op_linear(t, h, up, NULL, y, multiplier * (float)m->scale);
+    return op_linear(t, h, up, NULL, y, factor * (float)m->scale);
 }
 
 /* ---- New ---- */
@@ -134,6 +136,6 @@ const adapter_kind adapter_kind_lora = {
     .recognises = lora_recognises,
     .parts = (const char *const[]){"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "scale", "dora_scale", NULL},
     .load = lora_load,
-    .apply = lora_apply,
+    .branch = lora_branch,
     .init = lora_init,
 };

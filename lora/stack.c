@@ -57,13 +57,19 @@ void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_we
     s->entries[index].weight[CHECKPOINT_TEXT_ENCODER] = text_weight;
 }
 
-tensor *adapter_stack_apply(const adapter_stack *s, tape *t, const adapter_site *site, tensor *x, tensor *y) {
-    for (int i = 0; i < s->count; i++) {
-        float weight = s->entries[i].weight[site->part];
-        const adapter_module *m = weight != 0 ? adapter_find_module(s->entries[i].adapter, site->part, site->name) : NULL;
-        if (m) y = m->kind->apply(m, t, site, x, y, weight);
+/* Adapters of weight 0 leave no trace on the tape. */
+tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add) {
+    const adapter_site *site = c->site;
+    for (; level > 0; level--) {
+        const stack_entry *e = &c->stack->entries[level - 1];
+        float weight = e->weight[site->part];
+        const adapter_module *m = weight != 0 ? adapter_find_module(e->adapter, site->part, site->name) : NULL;
+        if (!m) continue;
+        if (m->kind->apply) return m->kind->apply(m, c, level - 1, x, add, weight);
+        return m->kind->branch(m, c, x, adapter_chain_product(c, level - 1, x, add), weight);
     }
-    return y;
+    if (site->conv) return op_conv2d(c->tape, x, site->weight, add->bias, add->residual, add->shift, *site->conv);
+    return op_linear(c->tape, x, site->weight, add->bias, add->residual, 1.0f);
 }
 
 /* ---- --lora ---- */

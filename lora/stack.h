@@ -17,8 +17,6 @@ int adapter_stack_count(const adapter_stack *s);
 adapter *adapter_stack_at(const adapter_stack *s, int index); /* 0: applied first */
 void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_weight, float text_weight);
 
-/* y + what every adapter of the stack does at this site, in order. Adapters of weight 0 leave no trace on the tape. */
-tensor *adapter_stack_apply(const adapter_stack *s, tape *t, const adapter_site *site, tensor *x, tensor *y);
 
 /* "FILE[:WEIGHT[:TE_WEIGHT]]" of --lora. WEIGHT is 1, TE_WEIGHT is WEIGHT when not given. A name that exists as a whole is taken as it is.
  */

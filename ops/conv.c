@@ -14,7 +14,7 @@
 
 enum { IN_X, IN_W, IN_BIAS, IN_RESIDUAL, IN_SHIFT, INPUTS };
 /* Sizes of the forward convolution: its input is [n, h, w, c], its output [n, oh, ow, o]. */
-enum { I_N, I_H, I_W, I_C, I_OH, I_OW, I_O, I_KERNEL, I_STRIDE, I_PAD };
+enum { I_N, I_H, I_W, I_C, I_OH, I_OW, I_O, I_KERNEL, I_STRIDE, I_PAD, I_ACCUMULATE /* weight gradients */ };
 
 /* fp32 elements gathered, and weights expanded, at a time on the CPU. */
 enum { PANEL = 1 << 22 };
@@ -54,8 +54,12 @@ static void backward(tape *t, const record *r) {
         tape_set_grad(x, dx);
     }
     if (w->needs_grad) {
-        record *d = tape_append(t, &CONV_WEIGHT, (tensor *[]){dy, x}, 2, (tensor *[]){w->grad}, 1);
+        bool accumulate;
+        tensor *sum = grad_sum_begin(t, w, &accumulate);
+        record *d = tape_append(t, &CONV_WEIGHT, (tensor *[]){dy, x}, 2, &sum, 1);
         memcpy(d->i, r->i, sizeof r->i);
+        d->i[I_ACCUMULATE] = accumulate;
+        grad_sum_done(t, w, sum);
     }
     grad_add(t, r->in[IN_RESIDUAL], dy);
     if (r->in[IN_SHIFT] && r->in[IN_SHIFT]->needs_grad) grad_add(t, r->in[IN_SHIFT], op_sum_pixels(t, dy));
@@ -343,6 +347,7 @@ static void weight_blas(const record *r) {
 }
 
 static void weight_cpu(const record *r, const device *d) {
+    if (!r->i[I_ACCUMULATE]) memset(r->out[0]->cpu, 0, r->out[0]->bytes);
     cpu_gather gather = gather_of(r);
     cpu_weight_grad g = weight_call(r, &gather);
     if (d->kernels)
@@ -404,7 +409,7 @@ static gemm_call weight_product(const record *r) {
     gemm_call g = vulkan_call(r);
     g.m = g.lda = i[I_O], g.n = g.ldb = i[I_C], g.k = pixels_out(r);
     g.a_mode = GEMM_A_COLUMNS, g.b_mode = GEMM_B_GATHER;
-    g.tap_outputs = g.accumulate = true;
+    g.tap_outputs = true, g.accumulate = i[I_ACCUMULATE] != 0;
     g.height = i[I_OH], g.width = i[I_OW];
     g.source_height = i[I_H], g.source_width = i[I_W];
     return g;

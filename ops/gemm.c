@@ -5,6 +5,8 @@
 #include "ops/kernel.h"
 #include "ops/op.h"
 
+#include <string.h>
+
 enum { IN_A, IN_B, IN_BIAS, IN_RESIDUAL, INPUTS };
 enum { I_M, I_N, I_K, I_TRANSPOSE_A, I_KN, I_ACCUMULATE };
 
@@ -46,8 +48,12 @@ static void backward(tape *t, const record *r) {
         tape_set_grad(x, dx);
     }
     if (w->needs_grad) {
-        record *dw = append(t, dy, x, NULL, NULL, w->grad, n, k, m, r->f[0]);
-        dw->i[I_TRANSPOSE_A] = dw->i[I_KN] = dw->i[I_ACCUMULATE] = 1;
+        bool accumulate;
+        tensor *sum = grad_sum_begin(t, w, &accumulate);
+        record *dw = append(t, dy, x, NULL, NULL, sum, n, k, m, r->f[0]);
+        dw->i[I_TRANSPOSE_A] = dw->i[I_KN] = 1;
+        dw->i[I_ACCUMULATE] = accumulate;
+        grad_sum_done(t, w, sum);
     }
     grad_add(t, r->in[IN_RESIDUAL], dy);
 }
@@ -147,9 +153,10 @@ static void run_cpu(const record *r, const device *d) {
     cpu_weight_grad w = weight_call(r);
     if (!uses_kernels(r, d))
         run_blas(r);
-    else if (r->i[I_TRANSPOSE_A])
+    else if (r->i[I_TRANSPOSE_A]) {
+        if (!r->i[I_ACCUMULATE]) memset(r->out[0]->cpu, 0, r->out[0]->bytes);
         d->kernels->weight_grad(&w, d->threads, r->scratch->cpu);
-    else
+    } else
         d->kernels->gemm(&g, d->threads, r->scratch->cpu);
 }
 

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-static const op CONCAT, SLICE, UPSAMPLE, UPSAMPLE_GRAD, SUM_PIXELS;
+static const op CONCAT, SLICE, TAKE, TAKE_GRAD, UPSAMPLE, UPSAMPLE_GRAD, SUM_PIXELS;
 
 /* concat: */
 enum { I_ROWS, I_WIDTH_A, I_WIDTH_B };
@@ -40,6 +40,26 @@ static void concat_backward(tape *t, const record *r) {
     tensor *dy = tape_get_grad(r->out[0]);
     if (r->in[0]->needs_grad) grad_add(t, r->in[0], slice(t, dy, 0, r->in[0]));
     if (r->in[1]->needs_grad) grad_add(t, r->in[1], slice(t, dy, r->i[I_WIDTH_A], r->in[1]));
+}
+
+tensor *op_take(tape *t, tensor *x, int64_t index) {
+    if (!x) return NULL;
+    char shape[64];
+    if (x->rank < 2 || index < 0 || index >= x->dim[0] || x->type != DTYPE_F32)
+        return tape_fail(t, "take: %s has no element %lld", tensor_shape_text(x, shape), (long long)index);
+    tensor *y = tape_temporary(t, DTYPE_F32, x->rank - 1, x->dim + 1);
+    record *r = tape_append(t, &TAKE, &x, 1, &y, 1);
+    r->i[I_ROWS] = 1, r->i[I_WIDTH] = tensor_count(x), r->i[I_COUNT] = tensor_count(y), r->i[I_FIRST] = index * tensor_count(y);
+    return y;
+}
+
+/* The gradient so far with dy added where it belongs. */
+static void take_backward(tape *t, const record *r) {
+    tensor *x = r->in[0], *so_far = tape_get_grad(x);
+    tensor *sum = x->home == TENSOR_PARAMETER ? so_far : tape_temporary(t, DTYPE_F32, x->rank, x->dim);
+    record *d = tape_append(t, &TAKE_GRAD, (tensor *[]){tape_get_grad(r->out[0]), so_far}, 2, &sum, 1);
+    memcpy(d->i, r->i, sizeof r->i);
+    if (x->home != TENSOR_PARAMETER) tape_set_grad(x, sum);
 }
 
 tensor *op_upsample(tape *t, tensor *x, int64_t oh, int64_t ow) {
@@ -87,6 +107,17 @@ static void concat_cpu(const record *r, const device *d) {
 static void slice_cpu(const record *r, const device *d) {
     (void)d;
     copy_columns(r->out[0]->cpu, r->i[I_COUNT], (const float *)r->in[0]->cpu + r->i[I_FIRST], r->i[I_WIDTH], r->i[I_COUNT], r->i[I_ROWS]);
+}
+
+static void take_grad_cpu(const record *r, const device *d) {
+    (void)d;
+    float *y = r->out[0]->cpu;
+    const float *dy = r->in[0]->cpu;
+    if (r->in[1])
+        cpu_copy(y, r->in[1]->cpu, r->i[I_WIDTH]);
+    else
+        memset(y, 0, r->out[0]->bytes);
+    for (int64_t j = 0; j < r->i[I_COUNT]; j++) y[r->i[I_FIRST] + j] += dy[j];
 }
 
 /* The source of output index i, computed as PyTorch does: floor(i * (in / out)) in float. */
@@ -204,6 +235,18 @@ static void sum_pixels_vulkan(const record *r, gpu_recording *rec) {
     kernel_run(&k, rec, kernel_groups(r->i[I_C], 16), r->i[I_N], 1, 0);
 }
 
+static void take_grad_vulkan(const record *r, gpu_recording *rec) {
+    kernel_call k = kernel_named("take_backward");
+    kernel_read(&k, r->in[0]);
+    kernel_read(&k, r->in[1] ? r->in[1] : r->in[0]);
+    kernel_write(&k, r->out[0]);
+    kernel_constant(&k, r->in[1] != NULL);
+    kernel_push(&k, r->i[I_WIDTH]);
+    kernel_push(&k, r->i[I_FIRST]);
+    kernel_push(&k, r->i[I_COUNT]);
+    kernel_run_over(&k, rec, r->i[I_WIDTH]);
+}
+
 static const op CONCAT = {
     .name = "concat", .backward = concat_backward, .run_cpu = concat_cpu, .run_vulkan = concat_vulkan, .in_place = -1};
 static const op SLICE = {.name = "slice", .run_cpu = slice_cpu, .run_vulkan = slice_vulkan, .in_place = -1};
@@ -213,3 +256,6 @@ static const op UPSAMPLE_GRAD = {.name = "upsample_grad", .run_cpu = upsample_gr
 static const op SUM_PIXELS = {.name = "sum_pixels", .run_cpu = sum_pixels_cpu, .run_vulkan = sum_pixels_vulkan, .in_place = -1};
 const op *const OP_CONCAT = &CONCAT, *const OP_SLICE = &SLICE, *const OP_UPSAMPLE = &UPSAMPLE, *const OP_UPSAMPLE_GRAD = &UPSAMPLE_GRAD;
 const op *const OP_SUM_PIXELS = &SUM_PIXELS;
+static const op TAKE = {.name = "take", .backward = take_backward, .run_cpu = slice_cpu, .run_vulkan = slice_vulkan, .in_place = -1};
+static const op TAKE_GRAD = {.name = "take_grad", .run_cpu = take_grad_cpu, .run_vulkan = take_grad_vulkan, .in_place = 1};
+const op *const OP_TAKE = &TAKE, *const OP_TAKE_GRAD = &TAKE_GRAD;

@@ -6,7 +6,19 @@
 void grad_add(tape *t, tensor *x, tensor *g) {
     if (!x || !x->needs_grad || !g) return;
     tensor *so_far = tape_get_grad(x);
-    tape_set_grad(x, so_far ? op_add(t, so_far, g) : g);
+    if (x->home == TENSOR_PARAMETER)
+        op_add_into(t, so_far, g);
+    else
+        tape_set_grad(x, so_far ? op_add(t, so_far, g) : g);
+}
+
+tensor *grad_sum_begin(tape *t, tensor *w, bool *accumulate) {
+    *accumulate = w->home == TENSOR_PARAMETER;
+    return *accumulate ? w->grad : tape_temporary(t, DTYPE_F32, w->rank, w->dim);
+}
+
+void grad_sum_done(tape *t, tensor *w, tensor *sum) {
+    if (w->home != TENSOR_PARAMETER) grad_add(t, w, sum);
 }
 
 void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,

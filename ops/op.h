@@ -7,8 +7,18 @@
 /* Elements below which waking threads costs more than they save. */
 enum { OP_SMALL = 1 << 16 };
 
-/* Adds g to the gradient of x, with an op when there is one already. Nothing happens where x needs no gradient. */
+/* Adds g to the gradient of x, with an op when there is one already or x is a parameter. Nothing happens where x needs no gradient. */
 void grad_add(tape *t, tensor *x, tensor *g);
+
+/* Where a rule sums up the gradient of a weight, always fp32: a parameter's own gradient, which is added to (*accumulate), or a new
+   temporary for a weight that is computed. Then grad_sum_done(t, w, the tensor). */
+tensor *grad_sum_begin(tape *t, tensor *w, bool *accumulate);
+void grad_sum_done(tape *t, tensor *w, tensor *sum);
+
+/* to += g, to a parameter's gradient. */
+void op_add_into(tape *t, tensor *to, tensor *g);
+/* Adds to the gradient of w, one value per column, factor times the sum over rows of x y (y NULL: of x). */
+void grad_add_columns(tape *t, tensor *w, tensor *x, tensor *y, float factor);
 
 /* Loops that the compiler vectorizes are built for several instruction sets and chosen at load time. Sanitizers cannot start such programs.
  */

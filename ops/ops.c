@@ -1,44 +1,23 @@
 #include "ops/ops.h"
 
-extern const op *const OP_GEMM,
-    *const OP_CONV, *const OP_CONV_DATA,
-                        *const OP_CONV_WEIGHT,
-                            *const OP_GROUP_NORM,
-                                *const OP_GROUP_NORM_GRAD,
-                                    *const OP_LAYER_NORM,
-                                        *const OP_LAYER_NORM_GRAD,
-                                            *const OP_ATTENTION,
-                                                *const OP_ATTENTION_GRAD,
-                                                    *const OP_ACTIVATION,
-                                                        *const OP_ACTIVATION_GRAD,
-                                                            *const OP_GEGLU, *const OP_GEGLU_GRAD,
-                                                                                 *const OP_ADD,
-                                                                                     *const OP_CONCAT,
-                                                                                         *const OP_SLICE,
-                                                                                             *const OP_UPSAMPLE,
-                                                                                                 *const OP_UPSAMPLE_GRAD,
-                                                                                                     *const OP_SUM_PIXELS,
-                                                                                                         *const OP_MSE,
-                                                                                                             *const OP_MSE_GRAD,
-                                                                                                                 *const OP_SQUARE_SUM,
-                                                                                                                     *const OP_GRAD_NORM,
-                                                                                                                         *const OP_ADAMW;
+/* clang-format off */
+/* Every operation once. */
+#define OPS(F) \
+    F(GEMM) F(CONV) F(CONV_DATA) F(CONV_WEIGHT) \
+    F(GROUP_NORM) F(GROUP_NORM_GRAD) F(LAYER_NORM) F(LAYER_NORM_GRAD) F(ATTENTION) F(ATTENTION_GRAD) \
+    F(ACTIVATION) F(ACTIVATION_GRAD) F(GEGLU) F(GEGLU_GRAD) F(ADD) F(CONCAT) F(SLICE) F(UPSAMPLE) F(UPSAMPLE_GRAD) F(SUM_PIXELS) \
+    F(SCALE) F(COLUMN_SUM) F(PRODUCTS) F(PRODUCTS_GRAD) F(MIX) F(MIX_WEIGHT) F(ROTATE) F(ROTATE_WEIGHT) F(TAKE) F(TAKE_GRAD) \
+    F(CAYLEY) F(CAYLEY_GRAD) F(DORA) F(DORA_GRAD) \
+    F(MSE) F(MSE_GRAD) F(SQUARE_SUM) F(GRAD_NORM) F(ADAMW)
+/* clang-format on */
+
+#define DECLARE(name) extern const op *const OP_##name;
+OPS(DECLARE)
 
 const op *const *op_table(void) {
-    static const op *table[32];
-    const op *const all[] = {OP_GEMM,          OP_CONV,
-                             OP_CONV_DATA,     OP_CONV_WEIGHT,
-                             OP_GROUP_NORM,    OP_GROUP_NORM_GRAD,
-                             OP_LAYER_NORM,    OP_LAYER_NORM_GRAD,
-                             OP_ATTENTION,     OP_ATTENTION_GRAD,
-                             OP_ACTIVATION,    OP_ACTIVATION_GRAD,
-                             OP_GEGLU,         OP_GEGLU_GRAD,
-                             OP_ADD,           OP_CONCAT,
-                             OP_SLICE,         OP_UPSAMPLE,
-                             OP_UPSAMPLE_GRAD, OP_SUM_PIXELS,
-                             OP_MSE,           OP_MSE_GRAD,
-                             OP_SQUARE_SUM,    OP_GRAD_NORM,
-                             OP_ADAMW};
+#define ENTRY(name) OP_##name,
+    static const op *table[64];
+    const op *const all[] = {OPS(ENTRY)};
     for (int i = 0; i < (int)(sizeof all / sizeof *all); i++) table[i] = all[i];
     return table;
 }

@@ -35,8 +35,48 @@ tensor *op_activation(tape *t, tensor *x, activation kind);        /* gelu: the 
 tensor *op_geglu(tape *t, tensor *x /* [..., 2c]: value, gate */); /* value * gelu(gate): [..., c] */
 tensor *op_add(tape *t, tensor *a, tensor *b);
 
+/* scale.c. Columns times factors of their own: (a + b w) x + c residual + bias + shift. Factors absent: a alone. */
+typedef struct column_scale {
+    tensor *w; /* [columns], fp32, or NULL */
+    float a, b;
+    tensor *residual; /* as x, or NULL */
+    float c;
+    tensor *bias;  /* [columns], fp32, or NULL */
+    tensor *shift; /* [n, columns], added to every row of an image, or NULL */
+} column_scale;
+tensor *op_scale_columns(tape *t, tensor *x, column_scale s);
+
+/* products.c. scale times the products of two small factors: their rows and columns are each paired (equally many) or crossed. Factors hold
+   one matrix, or one per tap. Returns [rows, columns] or [taps, rows, columns], fp32 if it is itself a factor, else as operands of products
+   are stored. */
+typedef struct products_shape {
+    int64_t rows_a, columns_a, rows_b, columns_b;
+    bool paired_rows, paired_columns, factor;
+    float scale;
+} products_shape;
+tensor *op_products(tape *t, tensor *a, tensor *b, products_shape s);
+
+/* blocks.c. Columns in blocks, multiplied by small fp32 factors. */
+/* Columns are `blocks` blocks; y[.., l, :] = residual + scale * sum over m of w[l, m] x[.., m, :], w: [l, blocks]. blocks_first: the blocks
+   of an image come before its pixels, as op_split_blocks makes them; the result has them behind in any case. */
+tensor *op_mix(tape *t, tensor *x, tensor *w, int64_t blocks, bool blocks_first, tensor *residual, float scale);
+/* x: [n, h, w, blocks * k]. Returns every block as an image: [n * blocks, h, w, k]. */
+tensor *op_split_blocks(tape *t, tensor *x, int64_t blocks);
+/* Columns are blocks [g, b] with matrices [g, b, b]: y[g, j] = sum over i of matrices[g, i, j] x[g, i]; transposed: of matrices[g, j, i].
+   stride > 0: blocks are taken from the columns viewed as [c, stride, 2] instead of [c, 2, stride] (BOFT's butterfly). */
+tensor *op_rotate(tape *t, tensor *x, tensor *matrices, int64_t stride, bool transposed);
+
+/* cayley.c. b: [blocks, n, n] fp32. Orthogonal matrices (I + Q) (I - Q)^-1, Q = b - b^T; limit > 0: the norm of Q, over all blocks, is at
+   most that. */
+tensor *op_cayley(tape *t, tensor *b, float limit);
+
+/* dora.c. w: frozen, [out, in] or [taps, out, in]; d: its change, fp32, as w. Returns magnitude / (norm of w + d) for every input column
+   (magnitude: [in]) or output row ([out]), fp32. */
+tensor *op_dora(tape *t, tensor *w, tensor *d, tensor *magnitude, bool output_axis);
+
 /* layout.c */
 tensor *op_sum_pixels(tape *t, tensor *x /* [n, ..., c] */);                        /* over everything between: [n, c] */
+tensor *op_take(tape *t, tensor *x /* fp32 [n, ...] */, int64_t index);             /* x[index]: [...] */
 tensor *op_concat(tape *t, tensor *a, tensor *b);                                   /* along the last dimension */
 tensor *op_upsample(tape *t, tensor *x /* [n, h, w, c] */, int64_t oh, int64_t ow); /* nearest, as torch.nn.functional.interpolate(size=) */
 

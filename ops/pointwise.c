@@ -48,10 +48,13 @@ tensor *op_add(tape *t, tensor *a, tensor *b) {
     char as[64], bs[64];
     if (tensor_count(a) != tensor_count(b))
         return tape_fail(t, "add: %s and %s differ", tensor_shape_text(a, as), tensor_shape_text(b, bs));
-    tensor *y = tape_temporary(t, DTYPE_COUNT, a->rank, a->dim);
+    /* Sums of fp32 tensors (weights that are computed, and their gradients) stay so. */
+    tensor *y = tape_temporary(t, a->type == DTYPE_F32 && b->type == DTYPE_F32 ? DTYPE_F32 : DTYPE_COUNT, a->rank, a->dim);
     tape_append(t, &ADD, (tensor *[]){a, b}, 2, &y, 1)->i[I_COUNT] = tensor_count(a);
     return y;
 }
+
+void op_add_into(tape *t, tensor *to, tensor *g) { tape_append(t, &ADD, (tensor *[]){to, g}, 2, &to, 1)->i[I_COUNT] = tensor_count(to); }
 
 static void add_backward(tape *t, const record *r) {
     grad_add(t, r->in[0], tape_get_grad(r->out[0]));

@@ -24,6 +24,7 @@ typedef struct leaf {
     const char *result; /* its gradient's name in the fixture; NULL: not asked for */
     uint64_t stream;
     float scale, shift;
+    bool parameter;
 } leaf;
 
 enum { MOST_LEAVES = 24 };
@@ -84,6 +85,19 @@ static tensor *vector_constant(trial *t, uint64_t stream, int64_t n, float shift
     error err;
     float *values = t->stored[t->stored_count++] = case_values(stream, (size_t)n, 1, shift);
     return tensor_pool_constant(t->pool, "vector", DTYPE_F32, 1, &n, values, &err);
+}
+
+/* A small trained fp32 factor. result: the name of its gradient. */
+static tensor *factor_leaf(trial *t, uint64_t stream, const char *result, int rank, const int64_t *dim, float scale) {
+    error err;
+    tensor *x = tensor_pool_parameter(t->pool, "factor", rank, dim, &err);
+    leaf *l = &t->leaves[t->count++];
+    *l = (leaf){.tensor = x, .stream = stream, .scale = scale, .parameter = true};
+    if (t->variant == FORWARD) return x;
+    l->result = result;
+    x->needs_grad = true;
+    x->grad = tensor_pool_parameter(t->pool, "factor gradient", rank, dim, &err);
+    return x;
 }
 
 static tensor *weight_leaf(trial *t, int rank, const int64_t *dim) {
@@ -179,6 +193,76 @@ static tensor *make_mse(trial *t, const int64_t *a) {
     return op_mse(t->tape, activation_leaf(t, X, "dx", 1, a, 1, 0), add_leaf(t, TARGET, DTYPE_F32, 1, a, 1, 0));
 }
 
+static tensor *make_products(trial *t, const int64_t *a) {
+    tensor *x = factor_leaf(t, Q, "dq", 3, (int64_t[]){a[0], a[2], a[3]}, 1),
+           *y = factor_leaf(t, K, "dk", 3, (int64_t[]){a[1], a[4], a[5]}, 1);
+    products_shape s = {a[2], a[3], a[4], a[5], a[6] != 0, a[7] != 0, true, (float)a[8] / 256};
+    return op_products(t->tape, x, y, s);
+}
+
+static tensor *make_scale(trial *t, const int64_t *a) {
+    column_scale s = {.a = (float)a[4] / 256, .b = (float)a[5] / 256, .c = (float)a[7] / 256};
+    tensor *x = activation_leaf(t, X, "dx", 3, a, 1, 0);
+    if (a[3]) s.w = factor_leaf(t, GAMMA, "dgamma", 1, a + 2, 1);
+    if (a[6]) s.residual = activation_leaf(t, RESIDUAL, "dresidual", 3, a, 1, 0);
+    if (a[8]) s.bias = factor_leaf(t, BETA, "dbeta", 1, a + 2, 1);
+    if (a[9]) s.shift = activation_leaf(t, SHIFT, "dshift", 2, (int64_t[]){a[0], a[2]}, 1, 0);
+    return op_scale_columns(t->tape, x, s);
+}
+
+static tensor *make_mix(trial *t, const int64_t *a) {
+    int64_t n = a[0], m = a[3], l = a[4], k = a[5], before[] = {n * m, a[1], a[2], k}, behind[] = {n, a[1], a[2], m * k};
+    tensor *x = activation_leaf(t, X, "dx", 4, a[6] ? before : behind, 1, 0), *w = factor_leaf(t, Q, "dq", 2, (int64_t[]){l, m}, 1);
+    tensor *residual = a[7] ? activation_leaf(t, RESIDUAL, "dresidual", 4, (int64_t[]){n, a[1], a[2], l * k}, 1, 0) : NULL;
+    return op_mix(t->tape, x, w, m, a[6] != 0, residual, (float)a[8] / 256);
+}
+
+static tensor *make_split_blocks(trial *t, const int64_t *a) {
+    return op_split_blocks(t->tape, activation_leaf(t, X, "dx", 4, (int64_t[]){a[0], a[1], a[2], a[3] * a[4]}, 1, 0), a[3]);
+}
+
+static tensor *make_rotate(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 2, (int64_t[]){a[0], a[1] * a[2]}, 1, 0);
+    return op_rotate(t->tape, x, factor_leaf(t, Q, "dq", 3, (int64_t[]){a[1], a[2], a[2]}, 1), a[3], a[4] != 0);
+}
+
+static tensor *make_cayley(trial *t, const int64_t *a) {
+    return op_cayley(t->tape, factor_leaf(t, Q, "dq", 3, (int64_t[]){a[0], a[1], a[1]}, 0.25f), (float)a[2] / 256);
+}
+
+static tensor *make_dora(trial *t, const int64_t *a) {
+    error err;
+    float *values = case_values(W, (size_t)(a[0] * a[1] * a[2]), 1, 0);
+    void *half = t->stored[t->stored_count++] = memory_new((size_t)(a[0] * a[1] * a[2]), sizeof(float));
+    dtype_from_f32(half, DTYPE_F16, values, (size_t)(a[0] * a[1] * a[2]));
+    free(values);
+    tensor *w = tensor_pool_constant(t->pool, "weight", DTYPE_F16, 3, a, half, &err), *d = factor_leaf(t, Q, "dq", 3, a, 0.5f);
+    return op_dora(t->tape, w, d, factor_leaf(t, GAMMA, "dgamma", 1, a + (a[3] ? 1 : 2), 1), a[3] != 0);
+}
+
+static tensor *make_take(trial *t, const int64_t *a) {
+    tensor *x = factor_leaf(t, Q, "dq", 2, a, 1);
+    return op_add(t->tape, op_take(t->tape, x, a[2]), op_take(t->tape, x, a[3]));
+}
+
+/* A weight that is computed: a Kronecker product of trained factors, per tap or not. */
+static tensor *kronecker(trial *t, int64_t taps, const int64_t *sizes) {
+    tensor *x = factor_leaf(t, Q, "dq", 2, sizes, 1), *y = factor_leaf(t, K, "dk", 3, (int64_t[]){taps, sizes[2], sizes[3]}, 1);
+    products_shape s = {sizes[0], sizes[1], sizes[2], sizes[3], false, false, false, 0.25f};
+    return op_products(t->tape, x, y, s);
+}
+
+static tensor *make_computed_linear(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 2, (int64_t[]){a[0], a[2] * a[4]}, 1, 0);
+    return op_linear(t->tape, x, kronecker(t, 1, a + 1), NULL, NULL, 0.5f);
+}
+
+static tensor *make_computed_conv2d(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 4, (int64_t[]){a[0], a[1], a[2], a[4] * a[6]}, 1, 0);
+    conv_shape same = {.kernel = 3, .stride = 1, .pad_before = 1, .pad_after = 1};
+    return op_conv2d(t->tape, x, kronecker(t, 9, a + 3), NULL, NULL, NULL, same);
+}
+
 static const struct maker {
     const char *name;
     tensor *(*make)(trial *t, const int64_t *args);
@@ -197,6 +281,16 @@ static const struct maker {
     {"upsample", make_upsample, false},
     {"sum_pixels", make_sum_pixels, false},
     {"mse", make_mse, false},
+    {"products", make_products, false},
+    {"scale", make_scale, false},
+    {"mix_blocks", make_mix, false},
+    {"split_blocks", make_split_blocks, false},
+    {"rotate", make_rotate, false},
+    {"cayley", make_cayley, false},
+    {"dora", make_dora, false},
+    {"take", make_take, false},
+    {"computed_linear", make_computed_linear, false},
+    {"computed_conv2d", make_computed_conv2d, false},
 };
 enum { MAKER_COUNT = sizeof MAKERS / sizeof *MAKERS };
 
@@ -260,7 +354,12 @@ static void write_leaf(session *s, const leaf *l, tensor *to, uint64_t stream) {
 }
 
 static void write_leaves(session *s, trial *t) {
-    for (int i = 0; i < t->count; i++) write_leaf(s, &t->leaves[i], t->leaves[i].tensor, t->leaves[i].stream);
+    for (int i = 0; i < t->count; i++) {
+        const leaf *l = &t->leaves[i];
+        write_leaf(s, l, l->tensor, l->stream);
+        if (l->parameter && l->tensor->grad)
+            write_leaf(s, &(leaf){.scale = t->variant == PLAIN ? 0 : 1}, l->tensor->grad, PRIOR + l->stream);
+    }
     if (t->weight && t->weight->grad) write_leaf(s, &(leaf){.scale = t->variant == PLAIN ? 0 : 1}, t->weight->grad, PRIOR + W);
 }
 
@@ -274,11 +373,13 @@ static void append_backward(trial *t, tensor *y) {
     }
 }
 
+static bool has_prior(const trial *t, const leaf *l) { return l->parameter ? t->variant != PLAIN : l->prior != NULL; }
+
 static void check_results(session *s, const trial *t, const tensor *y, const tensor *dy, const char *name) {
     check(s, t, y, NULL, name, "y", false);
     for (int i = 0; i < t->count; i++) {
         const leaf *l = &t->leaves[i];
-        if (l->result && l->tensor->grad != dy) check(s, t, l->tensor->grad, l->prior ? l : NULL, name, l->result, true);
+        if (l->result && l->tensor->grad != dy) check(s, t, l->tensor->grad, has_prior(t, l) ? l : NULL, name, l->result, true);
     }
     static const leaf WEIGHT = {.stream = W};
     if (t->weight && t->weight->grad) check(s, t, t->weight->grad, t->variant == PLAIN ? NULL : &WEIGHT, name, "dw", true);
@@ -293,7 +394,8 @@ static void run_case(session *s, const struct maker *m, const int64_t *args, con
     tape_keep(y);
     if (y->needs_grad) append_backward(&t, y);
     const tensor *dy = y->grad;
-    for (int i = 0; i < t.count; i++) tape_keep(t.leaves[i].tensor->grad);
+    for (int i = 0; i < t.count; i++)
+        if (!t.leaves[i].parameter) tape_keep(t.leaves[i].tensor->grad);
     note_ops(t.tape);
     plan *p = plan_create(t.tape, &err);
     if (!p) fail_msg("%s, %s: %s", s->label, name, err.text);

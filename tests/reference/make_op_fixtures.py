@@ -148,6 +148,85 @@ def mse(count):
     return differentiate(F.mse_loss(x, values(TARGET, count)).reshape(1), count, x=x)
 
 
+def products(taps_a, taps_b, rows_a, columns_a, rows_b, columns_b, paired_rows, paired_columns, scale256):
+    a, b = values(Q, taps_a, rows_a, columns_a), values(K, taps_b, rows_b, columns_b)
+    row = "i" if paired_rows else "k"
+    column = "j" if paired_columns else "l"
+    out = "t" + "i" + ("" if paired_rows else "k") + "j" + ("" if paired_columns else "l")
+    taps = max(taps_a, taps_b)
+    y = torch.einsum(f"tij,t{row}{column}->{out}", a.expand(taps, -1, -1), b.expand(taps, -1, -1))
+    y = y.reshape(taps, rows_a * (1 if paired_rows else rows_b), -1) * scale256 / 256
+    return differentiate(y, 1, q=a, k=b)
+
+
+def scale(n, tokens, c, has_w, a256, b256, has_residual, c256, has_bias, has_shift):
+    x = values(X, n, tokens, c)
+    w = values(GAMMA, c) if has_w else None
+    residual = values(RESIDUAL, n, tokens, c) if has_residual else None
+    bias = values(BETA, c) if has_bias else None
+    shift = values(SHIFT, n, c) if has_shift else None
+    y = (a256 / 256 + (b256 / 256 * w if has_w else 0)) * x
+    y = y + c256 / 256 * residual if has_residual else y
+    y = y + bias if has_bias else y
+    y = y + shift[:, None] if has_shift else y
+    return differentiate(y, 1, x=x, gamma=w, residual=residual, beta=bias, shift=shift)
+
+
+def mix_blocks(n, h, w, m, l, k, blocks_first, has_residual, scale256):
+    x = values(X, n * m, h, w, k) if blocks_first else values(X, n, h, w, m * k)
+    blocks = x.reshape(n, m, h, w, k) if blocks_first else x.reshape(n, h, w, m, k).permute(0, 3, 1, 2, 4)
+    factor = values(Q, l, m)
+    y = scale256 / 256 * torch.einsum("lm,nmhwk->nhwlk", factor, blocks).reshape(n, h, w, l * k)
+    residual = values(RESIDUAL, n, h, w, l * k) if has_residual else None
+    return differentiate(y + residual if has_residual else y, 1, x=x, q=factor, residual=residual)
+
+
+def split_blocks(n, h, w, blocks, k):
+    x = values(X, n, h, w, blocks * k)
+    return differentiate(x.reshape(n, h, w, blocks, k).permute(0, 3, 1, 2, 4).reshape(n * blocks, h, w, k), 1, x=x)
+
+
+def rotate(rows, blocks, size, stride, transposed):
+    x, matrices = values(X, rows, blocks * size), values(Q, blocks, size, size)
+    columns = torch.arange(blocks * size)
+    order = columns.reshape(-1, 2, stride).transpose(1, 2).reshape(-1) if stride else columns
+    y = torch.einsum("gji,rgi->rgj" if transposed else "gij,rgi->rgj", matrices, x[:, order].reshape(rows, blocks, size))
+    return differentiate(y.reshape(rows, -1)[:, torch.argsort(order)], 1, x=x, q=matrices)
+
+
+def cayley(blocks, size, limit256):
+    b = values(Q, blocks, size, size, scale=0.25)
+    q = b - b.transpose(1, 2)
+    if limit256 and q.norm() > limit256 / 256:
+        q = q * (limit256 / 256 / q.norm())
+    one = torch.eye(size, dtype=torch.float64)
+    return differentiate((one + q) @ torch.linalg.inv(one - q), 1, q=b)
+
+
+def dora(taps, out, columns, output_axis):
+    w, d = values(W, taps, out, columns).detach(), values(Q, taps, out, columns, scale=0.5)
+    magnitude = values(GAMMA, out if output_axis else columns)
+    norm = (w + d).permute(1, 0, 2).reshape(out, -1).norm(dim=1) if output_axis else (w + d).reshape(-1, columns).norm(dim=0)
+    return differentiate(magnitude / (norm + torch.finfo(torch.float32).eps), 1, q=d, gamma=magnitude)
+
+
+def take(n, count, first, second):
+    x = values(Q, n, count)
+    return differentiate(x[first] + x[second], 1, q=x)
+
+
+def computed_linear(m, rows_a, columns_a, rows_b, columns_b):
+    x, a, b = values(X, m, columns_a * columns_b), values(Q, rows_a, columns_a), values(K, 1, rows_b, columns_b)
+    return differentiate(0.5 * x @ (0.25 * torch.kron(a, b[0])).T, 1, x=x, q=a, k=b)
+
+
+def computed_conv2d(n, h, w, rows_a, columns_a, rows_b, columns_b):
+    x, a, b = values(X, n, h, w, columns_a * columns_b), values(Q, rows_a, columns_a), values(K, 9, rows_b, columns_b)
+    weight = torch.stack([0.25 * torch.kron(a, tap) for tap in b])
+    y = F.conv2d(nchw(x), weight.permute(1, 2, 0).reshape(rows_a * rows_b, -1, 3, 3), padding=1)
+    return differentiate(nhwc(y), 1, x=x, q=a, k=b)
+
+
 def optimizer(max_norm):
     """Three AdamW steps on three parameters (the second with gradients that need no clipping); displacements after each."""
     shapes = (7,), (33, 20), (70001,)
@@ -206,6 +285,28 @@ CASES = {
     ],
     sum_pixels: [(1, 1, 1), (3, 35, 20), (2, 1024, 8), (1, 117, 33)],
     mse: [(1,), (35,), (5000,), (70000,)],
+    products: [
+        (1, 1, 3, 5, 3, 5, 1, 1, 256), (1, 1, 2, 3, 4, 5, 0, 0, 128), (1, 1, 7, 2, 7, 3, 1, 0, 256), (1, 1, 3, 33, 2, 33, 0, 1, 256),
+        (9, 9, 2, 5, 3, 5, 0, 1, 64), (1, 9, 2, 3, 4, 5, 0, 0, 256), (9, 1, 3, 2, 2, 4, 0, 0, 256), (9, 9, 4, 4, 4, 4, 0, 0, 256),
+        (1, 1, 64, 4, 64, 4, 1, 0, 256), (1, 1, 1, 1, 1, 1, 0, 0, 256), (1, 1, 40, 60, 40, 60, 1, 1, 256),
+    ],
+    scale: [
+        (1, 1, 1, 1, 256, 256, 0, 256, 0, 0), (2, 35, 20, 1, 0, 256, 1, 256, 1, 1), (3, 77, 33, 1, 128, 64, 1, 128, 0, 0),
+        (1, 600, 64, 1, 256, 256, 0, 256, 1, 0), (2, 9, 8, 0, 192, 0, 1, 256, 1, 1), (1, 300, 6, 1, 0, 256, 0, 256, 0, 1),
+    ],
+    mix_blocks: [
+        (1, 1, 1, 1, 1, 1, 0, 0, 256), (2, 5, 7, 4, 3, 6, 0, 1, 128), (2, 5, 7, 4, 3, 6, 1, 1, 256), (1, 33, 1, 8, 8, 40, 0, 0, 256),
+        (3, 4, 5, 2, 16, 10, 1, 0, 256), (1, 13, 17, 5, 2, 33, 1, 0, 64),
+    ],
+    split_blocks: [(1, 1, 1, 1, 1), (2, 5, 7, 4, 3), (3, 4, 4, 8, 40)],
+    rotate: [
+        (1, 1, 1, 0, 0), (7, 3, 5, 0, 0), (35, 4, 8, 0, 1), (300, 2, 33, 0, 0), (20, 8, 4, 2, 1), (20, 8, 4, 8, 0), (600, 4, 6, 3, 1), (9, 4, 10, 20, 1),
+    ],
+    cayley: [(1, 1, 0), (1, 2, 0), (3, 5, 0), (20, 16, 0), (4, 7, 64), (2, 33, 256), (3, 4, 2560), (1, 80, 0)],
+    dora: [(1, 1, 1, 0), (1, 7, 5, 0), (1, 7, 5, 1), (9, 6, 10, 0), (9, 6, 10, 1), (1, 300, 40, 0), (1, 33, 200, 1), (9, 33, 17, 0)],
+    take: [(1, 5, 0, 0), (4, 33, 1, 3), (3, 130, 2, 2)],
+    computed_linear: [(1, 1, 1, 1, 1), (35, 2, 3, 5, 4), (77, 4, 4, 10, 5), (130, 8, 8, 8, 8)],
+    computed_conv2d: [(1, 3, 3, 1, 1, 1, 1), (2, 5, 7, 2, 3, 4, 2), (1, 8, 8, 4, 4, 8, 8)],
     optimizer: [(0,), (0.5,)],
 }
 
