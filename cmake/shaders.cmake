@@ -30,7 +30,7 @@ set(VULORA_SHADERS
   group_norm_stats:1 group_norm_finish:0 group_norm_apply:2 group_norm_backward_stats:2 group_norm_backward_apply:3
   layer_norm:2 layer_norm_backward:3
   activation:2 activation_backward:3 geglu:2 geglu_backward:3 add:3
-  scale_columns:2 column_sum:2 products:1 products_backward:0
+  scale_columns:2 column_sum:2 matmul:1 products:1 products_backward:0
   mix:2 mix_weight:2 rotate:2 rotate_weight:2 take_backward:0 cayley:0 cayley_sum:0 cayley_backward:0 cayley_finish:0
   dora_norm:1 dora_factor:0 dora_slope:0 dora_backward:1
   copy:2 upsample:2 upsample_backward:2 sum_pixels:2

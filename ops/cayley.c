@@ -19,11 +19,12 @@ static const op CAYLEY, CAYLEY_GRAD;
 tensor *op_cayley(tape *t, tensor *b, float limit) {
     if (!b) return NULL;
     char shape[64];
-    if (b->rank != 3 || b->dim[1] != b->dim[2])
+    int64_t n = tensor_columns(b);
+    if (b->rank < 3 || b->dim[b->rank - 2] != n)
         return tape_fail(t, "Cayley transform: %s holds no square blocks", tensor_shape_text(b, shape));
-    tensor *y = tape_temporary(t, DTYPE_F32, 3, b->dim);
+    tensor *y = tape_temporary(t, DTYPE_F32, b->rank, b->dim);
     record *r = tape_append(t, &CAYLEY, &b, 1, &y, 1);
-    r->i[I_BLOCKS] = b->dim[0], r->i[I_SIZE] = b->dim[1];
+    r->i[I_BLOCKS] = tensor_count(b) / (n * n), r->i[I_SIZE] = n;
     r->f[0] = limit;
     return y;
 }

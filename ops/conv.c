@@ -61,6 +61,7 @@ static void backward(tape *t, const record *r) {
         d->i[I_ACCUMULATE] = accumulate;
         grad_sum_done(t, w, sum);
     }
+    grad_add_columns(t, r->in[IN_BIAS], dy, NULL, 1);
     grad_add(t, r->in[IN_RESIDUAL], dy);
     if (r->in[IN_SHIFT] && r->in[IN_SHIFT]->needs_grad) grad_add(t, r->in[IN_SHIFT], op_sum_pixels(t, dy));
 }

@@ -23,20 +23,28 @@ static record *append(tape *t, tensor *a, tensor *b, tensor *bias, tensor *resid
     return r;
 }
 
-tensor *op_linear(tape *t, tensor *x, tensor *w, tensor *bias, tensor *residual, float scale) {
+static tensor *linear(tape *t, tensor *x, tensor *w, int64_t blocks, tensor *bias, tensor *residual, float scale) {
     if (!x || !w) return NULL;
     char xs[64], ws[64];
-    if (w->rank != 2 || w->dim[1] != tensor_columns(x))
+    if (w->rank != 2 || w->dim[1] * blocks != tensor_columns(x))
         return tape_fail(t, "linear %s: input %s does not fit weight %s", w->name ? w->name : "", tensor_shape_text(x, xs),
                          tensor_shape_text(w, ws));
     int64_t dim[TENSOR_RANK], n = w->dim[0];
     for (int i = 0; i < x->rank; i++) dim[i] = x->dim[i];
-    dim[x->rank - 1] = n;
+    dim[x->rank - 1] = blocks * n;
     tensor *y = tape_temporary(t, DTYPE_COUNT, x->rank, dim);
     if ((bias && tensor_count(bias) != n) || (residual && tensor_count(residual) != tensor_count(y)))
         return tape_fail(t, "linear %s: bias or residual does not fit output %s", w->name ? w->name : "", tensor_shape_text(y, xs));
-    append(t, x, w, bias, residual, y, tensor_rows(x), n, w->dim[1], scale);
+    append(t, x, w, bias, residual, y, tensor_rows(x) * blocks, n, w->dim[1], scale);
     return y;
+}
+
+tensor *op_linear(tape *t, tensor *x, tensor *w, tensor *bias, tensor *residual, float scale) {
+    return linear(t, x, w, 1, bias, residual, scale);
+}
+
+tensor *op_linear_blocks(tape *t, tensor *x, tensor *w, int64_t blocks, tensor *residual, float scale) {
+    return linear(t, x, w, blocks, NULL, residual, scale);
 }
 
 static void backward(tape *t, const record *r) {
@@ -55,6 +63,7 @@ static void backward(tape *t, const record *r) {
         dw->i[I_ACCUMULATE] = accumulate;
         grad_sum_done(t, w, sum);
     }
+    grad_add_columns(t, r->in[IN_BIAS], dy, NULL, 1);
     grad_add(t, r->in[IN_RESIDUAL], dy);
 }
 

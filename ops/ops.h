@@ -9,6 +9,9 @@
 /* gemm.c. x: [..., k], w: [n, k], bias: [n] or NULL, residual: [..., n] or NULL. Returns residual + scale * (x w^T) + bias: [..., n]. */
 tensor *op_linear(tape *t, tensor *x, tensor *w, tensor *bias, tensor *residual, float scale);
 
+/* The same for every one of `blocks` blocks of columns: x: [..., blocks * k], result [..., blocks * n]. */
+tensor *op_linear_blocks(tape *t, tensor *x, tensor *w, int64_t blocks, tensor *residual, float scale);
+
 typedef struct conv_shape {
     int kernel;     /* 1 or 3 */
     int stride;     /* 1 or 2 */
@@ -55,6 +58,10 @@ typedef struct products_shape {
     float scale;
 } products_shape;
 tensor *op_products(tape *t, tensor *a, tensor *b, products_shape s);
+/* matmul.c. scale a b of fp32 matrices [m, k] and [k, n], or one per tap ([taps, m, k], [taps, k, n]). factor: as above. */
+tensor *op_matmul(tape *t, tensor *a, tensor *b, float scale, bool factor);
+/* matmul.c. scale a b of fp32 matrices [m, k] and [k, n], or one per tap ([taps, m, k], [taps, k, n]). factor: as above. */
+tensor *op_matmul(tape *t, tensor *a, tensor *b, float scale, bool factor);
 
 /* blocks.c. Columns in blocks, multiplied by small fp32 factors. */
 /* Columns are `blocks` blocks; y[.., l, :] = residual + scale * sum over m of w[l, m] x[.., m, :], w: [l, blocks]. blocks_first: the blocks
@@ -66,7 +73,7 @@ tensor *op_split_blocks(tape *t, tensor *x, int64_t blocks);
    stride > 0: blocks are taken from the columns viewed as [c, stride, 2] instead of [c, 2, stride] (BOFT's butterfly). */
 tensor *op_rotate(tape *t, tensor *x, tensor *matrices, int64_t stride, bool transposed);
 
-/* cayley.c. b: [blocks, n, n] fp32. Orthogonal matrices (I + Q) (I - Q)^-1, Q = b - b^T; limit > 0: the norm of Q, over all blocks, is at
+/* cayley.c. b: [..., n, n] fp32. Orthogonal matrices (I + Q) (I - Q)^-1, Q = b - b^T; limit > 0: the norm of Q, over all blocks, is at
    most that. */
 tensor *op_cayley(tape *t, tensor *b, float limit);
 

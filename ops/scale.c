@@ -31,7 +31,8 @@ tensor *op_scale_columns(tape *t, tensor *x, column_scale s) {
     if ((s.w && tensor_count(s.w) != c) || (s.bias && tensor_count(s.bias) != c) ||
         (s.residual && tensor_count(s.residual) != tensor_count(x)) || (s.shift && tensor_count(s.shift) != x->dim[0] * c))
         return tape_fail(t, "scale: factors, bias, residual or shift do not fit input %s", tensor_shape_text(x, xs));
-    tensor *y = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
+    /* Of a factor: a vector that is itself a weight stays fp32. */
+    tensor *y = tape_temporary(t, x->type == DTYPE_F32 ? DTYPE_F32 : DTYPE_COUNT, x->rank, x->dim);
     append(t, (tensor *[]){x, s.w, s.residual, s.bias, s.shift}, y, &s);
     return y;
 }
@@ -49,7 +50,7 @@ void grad_add_columns(tape *t, tensor *w, tensor *x, tensor *y, float factor) {
 static void backward(tape *t, const record *r) {
     tensor *x = r->in[IN_X], *w = r->in[IN_W], *residual = r->in[IN_RESIDUAL], *shift = r->in[IN_SHIFT], *dy = tape_get_grad(r->out[0]);
     if (x->needs_grad) {
-        tensor *dx = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
+        tensor *dx = tape_temporary(t, x->type == DTYPE_F32 ? DTYPE_F32 : DTYPE_COUNT, x->rank, x->dim);
         append(t, (tensor *[]){dy, w, tape_get_grad(x), NULL, NULL}, dx, &(column_scale){.a = r->f[F_A], .b = r->f[F_B], .c = 1});
         tape_set_grad(x, dx);
     }

@@ -200,6 +200,26 @@ static tensor *make_products(trial *t, const int64_t *a) {
     return op_products(t->tape, x, y, s);
 }
 
+static tensor *make_matmul(trial *t, const int64_t *a) {
+    tensor *x = factor_leaf(t, Q, "dq", a[0] > 1 ? 3 : 2, a[0] > 1 ? (int64_t[]){a[0], a[2], a[4]} : (int64_t[]){a[2], a[4]}, 1);
+    tensor *y = factor_leaf(t, K, "dk", a[1] > 1 ? 3 : 2, a[1] > 1 ? (int64_t[]){a[1], a[4], a[3]} : (int64_t[]){a[4], a[3]}, 1);
+    return op_matmul(t->tape, x, y, (float)a[5] / 256, true);
+}
+
+static tensor *make_linear_blocks(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 2, (int64_t[]){a[0], a[1] * a[2]}, 1, 0), *w = weight_leaf(t, 2, (int64_t[]){a[3], a[2]});
+    tensor *residual = a[4] ? activation_leaf(t, RESIDUAL, "dresidual", 2, (int64_t[]){a[0], a[1] * a[3]}, 1, 0) : NULL;
+    return op_linear_blocks(t->tape, x, w, a[1], residual, (float)a[5] / 256);
+}
+
+/* Biases are trained in full differences. */
+static tensor *make_trained_bias(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 4, a, 1, 0), *bias = factor_leaf(t, BETA, "dbeta", 1, a + 4, 1);
+    if (!a[5]) return op_linear(t->tape, x, weight_leaf(t, 2, (int64_t[]){a[4], a[3]}), bias, NULL, 1);
+    conv_shape same = {.kernel = 3, .stride = 1, .pad_before = 1, .pad_after = 1};
+    return op_conv2d(t->tape, x, weight_leaf(t, 3, (int64_t[]){9, a[4], a[3]}), bias, NULL, NULL, same);
+}
+
 static tensor *make_scale(trial *t, const int64_t *a) {
     column_scale s = {.a = (float)a[4] / 256, .b = (float)a[5] / 256, .c = (float)a[7] / 256};
     tensor *x = activation_leaf(t, X, "dx", 3, a, 1, 0);
@@ -282,6 +302,9 @@ static const struct maker {
     {"sum_pixels", make_sum_pixels, false},
     {"mse", make_mse, false},
     {"products", make_products, false},
+    {"matmul", make_matmul, false},
+    {"linear_blocks", make_linear_blocks, true},
+    {"trained_bias", make_trained_bias, true},
     {"scale", make_scale, false},
     {"mix_blocks", make_mix, false},
     {"split_blocks", make_split_blocks, false},

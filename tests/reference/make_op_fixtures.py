@@ -159,6 +159,29 @@ def products(taps_a, taps_b, rows_a, columns_a, rows_b, columns_b, paired_rows, 
     return differentiate(y, 1, q=a, k=b)
 
 
+def matmul(taps_a, taps_b, m, n, k, scale256):
+    a, b = values(Q, taps_a, m, k), values(K, taps_b, k, n)
+    y = scale256 / 256 * a @ b
+    return differentiate(y if len(y) > 1 else y[0], 1, q=a, k=b)
+
+
+def linear_blocks(m, blocks, k, n, has_residual, scale256):
+    x, w = values(X, m, blocks * k), values(W, n, k)
+    residual = values(RESIDUAL, m, blocks * n) if has_residual else None
+    y = scale256 / 256 * (x.reshape(m, blocks, k) @ w.T).reshape(m, -1)
+    return differentiate(y + residual if has_residual else y, 1, x=x, w=w, residual=residual)
+
+
+def trained_bias(n, h, w, c, o, convolution):
+    x, bias = values(X, n, h, w, c), values(BETA, o)
+    weight = values(W, 9, o, c) if convolution else values(W, o, c)
+    if convolution:
+        y = nhwc(F.conv2d(nchw(x), weight.permute(1, 2, 0).reshape(o, c, 3, 3), padding=1))
+    else:
+        y = x @ weight.T
+    return differentiate(y + bias, 1, x=x, w=weight, beta=bias)
+
+
 def scale(n, tokens, c, has_w, a256, b256, has_residual, c256, has_bias, has_shift):
     x = values(X, n, tokens, c)
     w = values(GAMMA, c) if has_w else None
@@ -290,6 +313,12 @@ CASES = {
         (9, 9, 2, 5, 3, 5, 0, 1, 64), (1, 9, 2, 3, 4, 5, 0, 0, 256), (9, 1, 3, 2, 2, 4, 0, 0, 256), (9, 9, 4, 4, 4, 4, 0, 0, 256),
         (1, 1, 64, 4, 64, 4, 1, 0, 256), (1, 1, 1, 1, 1, 1, 0, 0, 256), (1, 1, 40, 60, 40, 60, 1, 1, 256),
     ],
+    matmul: [
+        (1, 1, 1, 1, 1, 256), (1, 1, 7, 5, 3, 128), (9, 1, 5, 6, 4, 256), (1, 9, 5, 6, 4, 64), (9, 9, 3, 33, 17, 256), (1, 1, 1, 40, 20, 256),
+        (1, 1, 40, 1, 20, 256), (1, 1, 65, 70, 16, 256),
+    ],
+    linear_blocks: [(1, 1, 1, 1, 0, 256), (7, 3, 5, 4, 1, 128), (33, 8, 8, 12, 0, 256), (130, 4, 40, 20, 1, 256)],
+    trained_bias: [(2, 3, 5, 6, 7, 0), (1, 9, 13, 8, 12, 1), (1, 20, 15, 33, 20, 0)],
     scale: [
         (1, 1, 1, 1, 256, 256, 0, 256, 0, 0), (2, 35, 20, 1, 0, 256, 1, 256, 1, 1), (3, 77, 33, 1, 128, 64, 1, 128, 0, 0),
         (1, 600, 64, 1, 256, 256, 0, 256, 1, 0), (2, 9, 8, 0, 192, 0, 1, 256, 1, 1), (1, 300, 6, 1, 0, 256, 0, 256, 0, 1),
