@@ -98,31 +98,48 @@ static void taps_swap(const float *from, float *to, int64_t rows, int64_t column
         for (int64_t j = 0; j < columns; j++) to[j * rows + i] = from[i * columns + j];
 }
 
+/* A tensor as [rows, columns] in the file whose transpose is the engine's order; false: both are the same. */
+static bool swapped_shape(const adapter_tensor *t, int64_t *rows, int64_t *columns) {
+    bool taps = t->layout == ADAPTER_TAPS || t->layout == ADAPTER_FLAT_TAPS;
+    *columns = taps ? t->taps : t->dims[1];
+    *rows = adapter_tensor_elements(t) / *columns;
+    return taps || t->layout == ADAPTER_TRANSPOSED;
+}
+
 void adapter_tensor_to_file(const adapter_tensor *t, const float *engine, float *file) {
-    int64_t n = adapter_tensor_elements(t);
-    if (t->layout == ADAPTER_TAPS)
-        taps_swap(engine, file, t->dims[2] * t->dims[3], t->dims[0] * t->dims[1]);
+    int64_t rows, columns;
+    if (swapped_shape(t, &rows, &columns))
+        taps_swap(engine, file, columns, rows);
     else
-        memcpy(file, engine, (size_t)n * sizeof *file);
+        memcpy(file, engine, (size_t)adapter_tensor_elements(t) * sizeof *file);
 }
 
 void adapter_tensor_from_file(const adapter_tensor *t, const float *file, float *engine) {
-    int64_t n = adapter_tensor_elements(t);
-    if (t->layout == ADAPTER_TAPS)
-        taps_swap(file, engine, t->dims[0] * t->dims[1], t->dims[2] * t->dims[3]);
+    int64_t rows, columns;
+    if (swapped_shape(t, &rows, &columns))
+        taps_swap(file, engine, rows, columns);
     else
-        memcpy(engine, file, (size_t)n * sizeof *engine);
+        memcpy(engine, file, (size_t)adapter_tensor_elements(t) * sizeof *engine);
 }
 
 /* ---- Putting a tensor onto the device ---- */
 
 /* Shape in the engine; returns its rank. */
 static int engine_shape(const adapter_tensor *t, int64_t dim[TENSOR_RANK]) {
-    if (t->layout == ADAPTER_TAPS) {
-        dim[0] = t->dims[2] * t->dims[3];
+    int64_t count = adapter_tensor_elements(t);
+    switch (t->layout) {
+    case ADAPTER_TAPS:
+    case ADAPTER_FLAT_TAPS:
+        dim[0] = t->taps;
         dim[1] = t->dims[0];
-        dim[2] = t->dims[1];
+        dim[2] = count / (t->taps * t->dims[0]);
         return 3;
+    case ADAPTER_TRANSPOSED:
+        dim[0] = t->dims[1];
+        dim[1] = t->dims[0];
+        return 2;
+    case ADAPTER_VECTOR: dim[0] = count; return 1;
+    case ADAPTER_MATRIX: break;
     }
     int rank = t->rank == 4 && t->dims[2] == 1 && t->dims[3] == 1 ? 2 : t->rank;
     for (int i = 0; i < rank; i++) dim[i] = t->dims[i];
@@ -144,6 +161,7 @@ bool adapter_put_tensor(adapter *a, adapter_module *m, int index, const char *na
     t->rank = rank;
     memcpy(t->dims, dims, (size_t)rank * sizeof *dims);
     t->layout = layout;
+    t->taps = layout == ADAPTER_TAPS ? (int)(dims[2] * dims[3]) : m->info->kernel * m->info->kernel;
     int64_t dim[TENSOR_RANK];
     int engine_rank = engine_shape(t, dim);
     size_t bytes = (size_t)adapter_tensor_elements(t) * sizeof(float);

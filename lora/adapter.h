@@ -8,18 +8,22 @@
 
 typedef struct adapter_kind adapter_kind; /* lora/kind.h */
 
-enum { ADAPTER_MODULE_TENSORS = 8 };
+enum { ADAPTER_MODULE_TENSORS = 8 }; /* the last one is DoRA's magnitudes, of every kind that it wraps */
 
 /* How a tensor lies in the engine. */
 typedef enum adapter_layout {
-    ADAPTER_MATRIX, /* element for element as in the file; [r, in, 1, 1] becomes [r, in] */
-    ADAPTER_TAPS    /* a convolution: [out, in, kh, kw] in the file, [kh * kw, out, in] in the engine */
+    ADAPTER_MATRIX,     /* element for element as in the file; [r, in, 1, 1] becomes [r, in] */
+    ADAPTER_TAPS,       /* a convolution: [out, in, kh, kw] in the file, [kh * kw, out, in] in the engine */
+    ADAPTER_FLAT_TAPS,  /* the same stored as [out, in * kh * kw] */
+    ADAPTER_TRANSPOSED, /* [a, b] in the file, [b, a] in the engine */
+    ADAPTER_VECTOR      /* of whatever shape in the file, [n] in the engine */
 } adapter_layout;
 
 typedef struct adapter_tensor {
     char *name; /* in the file: "lora_unet_..._to_q.lora_down.weight" */
     int rank;   /* shape in the file */
     int64_t dims[4];
+    int taps; /* of ADAPTER_TAPS and ADAPTER_FLAT_TAPS */
     adapter_layout layout;
     tensor *value; /* in the engine's layout; of a trained adapter fp32 with value->grad, else frozen */
 } adapter_tensor;
@@ -28,8 +32,9 @@ typedef struct adapter_module {
     const adapter_kind *kind;
     const module_info *info;
     int64_t rank;
-    double alpha;                                   /* as files store it */
+    double alpha;                                   /* as files store it: of OFT the constraint, of (IA)^3 whether inputs are scaled */
     double scale;                                   /* what the change is multiplied with: alpha / rank for LoRA */
+    bool dora_on_output;                            /* of DoRA: one magnitude per output instead of per input */
     adapter_tensor tensors[ADAPTER_MODULE_TENSORS]; /* in the kind's order; absent ones have no value */
 } adapter_module;
 
@@ -67,8 +72,13 @@ typedef struct adapter_options {
     const char *targets; /* "attn", "attn-mlp", "full", a POSIX extended regular expression on module names, or NULL: the kind's default */
     int rank;
     double alpha;
-    int conv_rank;     /* of 3x3 convolutions; 0: as rank */
-    double conv_alpha; /* 0: as alpha */
+    bool dora, tucker;                /* lora, locon, loha, lokr: DoRA around it; Tucker factors of 3x3 convolutions */
+    int factor;                       /* lokr: of the dimensions; 0 or -1: as even as possible */
+    bool decompose_both, full_matrix; /* lokr: W1 in factors too; W2 never */
+    double constraint;                /* oft, boft: of the norm, per output; 0: none */
+    bool rescaled;                    /* oft, boft: outputs are scaled too */
+    int conv_rank;                    /* of 3x3 convolutions; 0: as rank */
+    double conv_alpha;                /* 0: as alpha */
     bool train_text_encoder;
     uint64_t seed;
 } adapter_options;

@@ -75,7 +75,8 @@ static int select_modules(const selection *s, const module_table *table, bool te
     int count = 0;
     *left_out = 0;
     for (int i = 0; i < table->count; i++) {
-        bool has = selection_has(s, &table->modules[i]), trained = text_encoder || table->modules[i].part == CHECKPOINT_UNET;
+        bool has = table->modules[i].kernel > 0 && selection_has(s, &table->modules[i]),
+             trained = text_encoder || table->modules[i].part == CHECKPOINT_UNET;
         wanted[i] = has && trained;
         count += wanted[i];
         *left_out += has && !trained;
@@ -93,7 +94,7 @@ static bool init_modules(adapter *a, const adapter_options *o, const bool *wante
         *m = (adapter_module){.kind = &adapter_kind_lora, .info = info};
         m->rank = conv && o->conv_rank > 0 ? o->conv_rank : o->rank;
         m->alpha = conv && o->conv_alpha > 0 ? o->conv_alpha : o->alpha;
-        if (!m->kind->init(a, m, o->seed, err)) return false;
+        if (!m->kind->init(a, m, o, err)) return false;
     }
     return true;
 }

@@ -30,6 +30,13 @@ typedef struct adapter_chain {
 
 /* W x + addend, with the weight of that level. */
 tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add);
+/* A layer's own convolution with a factor [taps, out, in], or the linear layer [out, in]: no bias. */
+tensor *adapter_chain_factor(const adapter_chain *c, tensor *x, tensor *factor);
+/* y + multiplier * (rescale * changed - y) + addend: for kinds that work on a layer's output y. rescale: [out] or NULL. */
+tensor *adapter_chain_replace(const adapter_chain *c, tensor *y, tensor *changed, tensor *rescale, const layer_addend *add,
+                              float multiplier);
+/* The same for a norm's gamma and beta (either may be replaced by a computed one). */
+void adapter_chain_norm(const adapter_stack *s, tape *t, checkpoint_part part, const char *name, tensor **gamma, tensor **beta);
 
 /* One row of the table. m is always a module of the kind. A kind changes a weight W to W + multiplier * change, linear in the strength
    (formats.md 3.17); it says how in one of two ways:
@@ -41,7 +48,9 @@ struct adapter_kind {
     const char *title; /* "LoRA" */
     /* Does this set of parts belong to the kind? Rows are asked in the table's order. */
     bool (*recognises)(const adapter_group *g);
-    const char *const *parts; /* the parts it may have; NULL behind the last */
+    const char *const *parts; /* the parts it may have, its tensors first, in their order; NULL behind the last */
+    const char *scalar;       /* the part that holds m->alpha, or NULL */
+    bool linear_only;         /* trained on linear layers only: webui applies it to no others */
     /* Checks shapes against m->info, fills m. Messages name what is wrong; the caller puts file and module in front. NULL: recognised and
        refused. */
     bool (*load)(adapter *a, adapter_module *m, const adapter_file *file, const adapter_group *g, error *err);
@@ -51,14 +60,13 @@ struct adapter_kind {
     tensor *(*difference)(const adapter_module *m, tape *t);
     /* The whole product of the level above `level`: (W + multiplier * change) x + addend. */
     tensor *(*apply)(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add, float multiplier);
-    /* On the host, in the engine's layout, fp32: writes the change of strength 1 that the module makes to `weight` ([taps, out, in]), or
-       (bias NULL or absent: 0) to a bias. */
-    bool (*change)(const adapter_module *m, device *d, const float *weight, float *change, error *err);
-    /* Fills a new module (m->info, m->rank and m->alpha are set) for training. */
-    bool (*init)(adapter *a, adapter_module *m, uint64_t seed, error *err);
+    /* Of norms: changes gamma and beta. */
+    void (*apply_norm)(const adapter_module *m, tape *t, tensor **gamma, tensor **beta, float multiplier);
+    /* Fills a new module (m->info, m->rank and m->alpha are set) for training. NULL: is not trained. */
+    bool (*init)(adapter *a, adapter_module *m, const adapter_options *o, error *err);
 };
 
-/* NULL behind the last. */
+/* All kinds (lycoris/kinds.c); NULL behind the last. */
 const adapter_kind *const *adapter_kinds(void);
 /* NULL: no kind has this set of parts. */
 const adapter_kind *adapter_kind_of(const adapter_group *g);

@@ -61,12 +61,23 @@ tensor *layer_conv2d(const layer_scope *s, tensor *x, tensor *residual, tensor *
     return layer_conv2d_padded(s, x, residual, shift, (conv_shape){.kernel = 3, .stride = stride, .pad_before = 1, .pad_after = 1}, name);
 }
 
+/* gamma and beta of a norm, as the adapters leave them. */
+static void norm_weights(const layer_scope *s, const char *name, tensor **gamma, tensor **beta) {
+    *gamma = layer_weight(s, name);
+    *beta = layer_bias(s, name);
+    if (s->adapters && *gamma && *beta) adapter_chain_norm(s->adapters, s->tape, weights_part(s->weights), name, gamma, beta);
+}
+
 tensor *layer_group_norm(const layer_scope *s, tensor *x, int groups, float eps, bool silu, const char *name) {
-    return op_group_norm(s->tape, x, layer_weight(s, name), layer_bias(s, name), groups, eps, silu);
+    tensor *gamma, *beta;
+    norm_weights(s, name, &gamma, &beta);
+    return op_group_norm(s->tape, x, gamma, beta, groups, eps, silu);
 }
 
 tensor *layer_layer_norm(const layer_scope *s, tensor *x, float eps, const char *name) {
-    return op_layer_norm(s->tape, x, layer_weight(s, name), layer_bias(s, name), eps);
+    tensor *gamma, *beta;
+    norm_weights(s, name, &gamma, &beta);
+    return op_layer_norm(s->tape, x, gamma, beta, eps);
 }
 
 const char *module_path_format(module_path *p, const char *format, ...) {

@@ -26,20 +26,25 @@ static int module_order(const void *a, const void *b) { return strcmp(((const mo
 /* Linear layers and convolutions; the text encoder's embeddings are matrices too, but no layer that an adapter could change. */
 static bool is_module(checkpoint_part part, const checkpoint_tensor *t) {
     size_t n = strlen(t->name);
-    if (n <= 7 || strcmp(t->name + n - 7, ".weight") != 0 || (t->rank != 2 && t->rank != 4)) return false;
+    if (n <= 7 || strcmp(t->name + n - 7, ".weight") != 0 || (t->rank != 1 && t->rank != 2 && t->rank != 4)) return false;
     return part == CHECKPOINT_UNET || strstr(t->name, ".layers.");
 }
 
-static bool table_add(module_table *table, checkpoint_part part, const checkpoint_tensor *t, error *err) {
+static bool table_add(module_table *table, const checkpoint *c, checkpoint_part part, const checkpoint_tensor *t, error *err) {
     if (t->rank == 4 && (t->dims[2] != t->dims[3] || (t->dims[2] != 1 && t->dims[2] != 3)))
         return error_set(err, "%s: tensor %s: convolutions of %lldx%lld are not supported", t->file, t->stored, (long long)t->dims[2],
                          (long long)t->dims[3]);
     table->modules = memory_grow(table->modules, (size_t)table->count + 1, sizeof *table->modules);
     module_info *m = &table->modules[table->count++];
-    *m = (module_info){.part = part, .out = t->dims[0], .in = t->dims[1], .kernel = 1, .convolution = t->rank == 4};
+    *m = (module_info){
+        .part = part, .out = t->dims[0], .in = t->rank > 1 ? t->dims[1] : 1, .kernel = 1, .convolution = t->rank == 4, .weight = t};
     if (m->convolution) m->kernel = (int)t->dims[2];
+    if (t->rank == 1) m->kernel = 0;
     m->name = memory_string(t->name);
     m->name[strlen(m->name) - 7] = 0;
+    char *bias = memory_format("%s.bias", m->name);
+    m->bias = checkpoint_find(c, part, bias) != NULL;
+    free(bias);
     m->flat = memory_format("%s%s", part_prefix(part), m->name);
     flatten(m->flat);
     return true;
@@ -52,7 +57,7 @@ module_table *module_table_create(const checkpoint *c, error *err) {
         const checkpoint_table *tensors = &c->parts[parts[p]];
         for (size_t i = 0; i < tensors->count; i++) {
             if (!is_module(parts[p], &tensors->tensors[i])) continue;
-            if (!table_add(table, parts[p], &tensors->tensors[i], err)) {
+            if (!table_add(table, c, parts[p], &tensors->tensors[i], err)) {
                 module_table_free(table);
                 return NULL;
             }

@@ -1,5 +1,5 @@
-/* The modules of a model that an adapter can change: every linear layer and convolution of the U-Net and the text encoder, found by the
-   names that adapter files use for them. Read off the model's own tensors, so a model of any width has its own table. */
+/* The modules of a model that an adapter can change: every linear layer, convolution and norm of the U-Net and the text encoder, found by
+   the names that adapter files use for them. Read off the model's own tensors, so a model of any width has its own table. */
 #ifndef VULORA_LORA_MODULES_H
 #define VULORA_LORA_MODULES_H
 
@@ -10,7 +10,9 @@ typedef struct module_info {
     char *name; /* diffusers' path in its part: "down_blocks.0.attentions.0.proj_in" */
     char *flat; /* kohya's name: "lora_unet_down_blocks_0_attentions_0_proj_in" */
     int64_t out, in;
-    int kernel;       /* 1 or 3 */
+    int kernel; /* 1 or 3; of a norm 0 */
+    bool bias;  /* it has one */
+    const checkpoint_tensor *weight;
     bool convolution; /* its weight is [out, in, kernel, kernel] in files; else [out, in] */
 } module_info;
 

@@ -1,5 +1,5 @@
 /* Reading an adapter file onto a model's modules. */
-#include "lora/kind.h"
+#include "lora/dora.h"
 
 #include "base/memory.h"
 
@@ -19,8 +19,8 @@ static bool check_kind(const adapter_file *file, const adapter_group *g, const a
     *kind = adapter_kind_of(g);
     if (!*kind) return error_set(err, "%s: module %s: an unknown set of parts (%s)", file->path, g->shown, parts);
     if (!(*kind)->load)
-        return error_set(err, "%s: is a %s adapter (module %s); this version applies LoRA and LoCon only", file->path, (*kind)->title,
-                         g->shown);
+        return error_set(err, "%s: is a %s adapter (module %s), which cannot be applied: half of it is not in the file", file->path,
+                         (*kind)->title, g->shown);
     for (int i = 0; i < g->count; i++)
         if (!is_part_of(*kind, g->parts[i].name))
             return error_set(err, "%s: module %s: %s is no part of a %s known here (it has %s)", file->path, g->shown, g->parts[i].name,
@@ -60,6 +60,8 @@ static void report_add(adapter_report *report, const char *name) {
     report->unapplied[report->unapplied_count++] = memory_string(name);
 }
 
+static bool info_suits(const module_info *info, const adapter_kind *kind) { return (info->kernel == 0) == (kind->apply_norm != NULL); }
+
 static bool load_group(adapter *a, const adapter_file *file, const adapter_group *g, adapter_report *report, error *err) {
     const adapter_kind *kind;
     const module_info *info = module_table_find(a->table, g->module);
@@ -76,7 +78,10 @@ static bool load_group(adapter *a, const adapter_file *file, const adapter_group
     }
     adapter_module *m = &a->modules[a->module_count++];
     *m = (adapter_module){.kind = kind, .info = info, .scale = 1};
-    if (!kind->load(a, m, file, g, err)) return error_prefix(err, "%s: module %s", file->path, g->shown);
+    if (!info_suits(info, kind))
+        return error_set(err, "%s: module %s: a %s adapter on a %s", file->path, g->shown, kind->title, info->kernel ? "layer" : "norm");
+    if (!kind->load(a, m, file, g, err) || !adapter_dora_load(a, m, g, err))
+        return error_prefix(err, "%s: module %s", file->path, g->shown);
     report->applied++;
     return true;
 }

@@ -1,7 +1,7 @@
 #include "lora/save.h"
 
 #include "base/memory.h"
-#include "lora/kind.h"
+#include "lora/dora.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -109,7 +109,7 @@ static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, 
         int64_t dims[4];
         int rank = file_shape(m, t, dims);
         adapter_tensor_to_file(t, engine, file);
-        char *name = memory_format("%s.%s", m->info->flat, m->kind->parts[index]);
+        char *name = memory_format("%s.%s", m->info->flat, index == ADAPTER_MAGNITUDE ? "dora_scale" : m->kind->parts[index]);
         ok = safetensors_writer_add_f32(writer, name, type, rank, dims, file, err);
         free(name);
     }
@@ -120,10 +120,11 @@ static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, 
 static bool add_module(safetensors_writer *writer, copies *c, const adapter *a, const adapter_module *m, dtype type, error *err) {
     for (int j = 0; j < ADAPTER_MODULE_TENSORS; j++)
         if (m->tensors[j].value && !add_tensor(writer, c, a, m, j, type, err)) return false;
+    if (!m->kind->scalar) return true;
     float *alpha = copies_add(c, 1);
     if (!alpha) return error_set(err, "module %s: not enough memory to save it", m->info->flat);
     *alpha = (float)m->alpha;
-    char *name = memory_format("%s.alpha", m->info->flat);
+    char *name = memory_format("%s.%s", m->info->flat, m->kind->scalar);
     bool ok = safetensors_writer_add_f32(writer, name, type, 0, NULL, alpha, err);
     free(name);
     return ok;

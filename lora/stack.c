@@ -1,5 +1,7 @@
 #include "lora/stack.h"
 
+#include "lora/dora.h"
+
 #include "base/file.h"
 #include "base/memory.h"
 
@@ -57,19 +59,67 @@ void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_we
     s->entries[index].weight[CHECKPOINT_TEXT_ENCODER] = text_weight;
 }
 
-/* Adapters of weight 0 leave no trace on the tape. */
+/* What adapter number `level` of the stack has at a site, or NULL. Adapters of weight 0 leave no trace on the tape. */
+static const adapter_module *module_at(const adapter_stack *s, int level, checkpoint_part part, const char *name, float *weight) {
+    const stack_entry *e = &s->entries[level];
+    *weight = e->weight[part];
+    return *weight != 0 ? adapter_find_module(e->adapter, part, name) : NULL;
+}
+
 tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add) {
     const adapter_site *site = c->site;
-    for (; level > 0; level--) {
-        const stack_entry *e = &c->stack->entries[level - 1];
-        float weight = e->weight[site->part];
-        const adapter_module *m = weight != 0 ? adapter_find_module(e->adapter, site->part, site->name) : NULL;
+    while (level-- > 0) {
+        float weight;
+        const adapter_module *m = module_at(c->stack, level, site->part, site->name, &weight);
         if (!m) continue;
-        if (m->kind->apply) return m->kind->apply(m, c, level - 1, x, add, weight);
-        return m->kind->branch(m, c, x, adapter_chain_product(c, level - 1, x, add), weight);
+        if (m->kind->apply) return m->kind->apply(m, c, level, x, add, weight);
+        if (adapter_module_magnitude(m)) return adapter_dora_apply(m, c, level, x, add, weight);
+        return m->kind->branch(m, c, x, adapter_chain_product(c, level, x, add), weight);
     }
     if (site->conv) return op_conv2d(c->tape, x, site->weight, add->bias, add->residual, add->shift, *site->conv);
     return op_linear(c->tape, x, site->weight, add->bias, add->residual, 1.0f);
+}
+
+tensor *adapter_chain_factor(const adapter_chain *c, tensor *x, tensor *factor) {
+    if (!x || !factor) return NULL;
+    if (factor->rank == 2) return op_linear(c->tape, x, factor, NULL, NULL, 1);
+    if (!c->site->conv) return tape_fail(c->tape, "module %s: an adapter of a convolution on a linear layer", c->site->name);
+    return op_conv2d(c->tape, x, factor, NULL, NULL, NULL, *c->site->conv);
+}
+
+tensor *adapter_chain_replace(const adapter_chain *c, tensor *y, tensor *changed, tensor *rescale, const layer_addend *add,
+                              float multiplier) {
+    column_scale s = {.w = rescale, .a = rescale ? 0 : multiplier, .b = multiplier, .bias = add->bias, .shift = add->shift};
+    if (multiplier == 1) {
+        s.residual = add->residual, s.c = 1;
+        bool unchanged = !rescale && !add->bias && !add->shift && !add->residual;
+        return unchanged ? changed : op_scale_columns(c->tape, changed, s);
+    }
+    s.residual = y, s.c = 1 - multiplier;
+    tensor *mixed = op_scale_columns(c->tape, changed, s);
+    return add->residual ? op_add(c->tape, mixed, add->residual) : mixed;
+}
+
+tensor *adapter_chain_difference(const adapter_chain *c, int level, tensor *difference) {
+    for (int below = 0; below < level; below++) {
+        float weight;
+        const adapter_module *m = module_at(c->stack, below, c->site->part, c->site->name, &weight);
+        if (!m) continue;
+        if (!m->kind->difference || adapter_module_magnitude(m))
+            return tape_fail(c->tape, "module %s: a DoRA adapter on top of a %s adapter is not supported; put the DoRA adapter first",
+                             c->site->name, adapter_module_magnitude(m) ? "DoRA" : m->kind->title);
+        difference =
+            op_scale_columns(c->tape, difference, (column_scale){.a = 1, .residual = m->kind->difference(m, c->tape), .c = weight});
+    }
+    return difference;
+}
+
+void adapter_chain_norm(const adapter_stack *s, tape *t, checkpoint_part part, const char *name, tensor **gamma, tensor **beta) {
+    for (int level = 0; level < s->count; level++) {
+        float weight;
+        const adapter_module *m = module_at(s, level, part, name, &weight);
+        if (m && m->kind->apply_norm) m->kind->apply_norm(m, t, gamma, beta, weight);
+    }
 }
 
 /* ---- --lora ---- */

@@ -17,7 +17,6 @@ int adapter_stack_count(const adapter_stack *s);
 adapter *adapter_stack_at(const adapter_stack *s, int index); /* 0: applied first */
 void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_weight, float text_weight);
 
-
 /* "FILE[:WEIGHT[:TE_WEIGHT]]" of --lora. WEIGHT is 1, TE_WEIGHT is WEIGHT when not given. A name that exists as a whole is taken as it is.
  */
 typedef struct adapter_spec {
