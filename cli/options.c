@@ -133,7 +133,10 @@ static const char *choice_find(const option *row, const char *text) {
     if (strlen(text) >= sizeof copy) return NULL;
     if (row->choice_find) return row->choice_find(text);
     memcpy(copy, text, strlen(text) + 1);
-    for (const option_choice *c = row->choices; c->name; c++)
+    const char *name;
+    for (int i = 0; !row->choices && (name = row->choice_at(i)); i++)
+        if (loosely_equal(name, copy)) return name;
+    for (const option_choice *c = row->choices; c && c->name; c++)
         if (loosely_equal(c->name, copy) || option_each_name(c->aliases, '|', same_choice, copy)) return c->name;
     return NULL;
 }

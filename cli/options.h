@@ -100,7 +100,9 @@ struct options {
     /* adapter */
     const char *kind, *targets;
     int64_t rank, conv_rank;
-    double alpha, conv_alpha;
+    double alpha, conv_alpha, constraint;
+    int dora, tucker, decompose_both, full_matrix, rescaled;
+    int64_t factor;
 
     /* data */
     const char *data, *caption_extension, *trigger, *cache_dir, *background;

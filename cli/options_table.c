@@ -2,6 +2,7 @@
 #include "cli/options.h"
 
 #include "cli/samplers.h"
+#include "lora/adapter.h"
 
 #define FIELD(name) offsetof(struct options, name)
 #define NONE .type = OPTION_NOTED
@@ -10,17 +11,21 @@
 #define LEARN (COMMAND_TRAIN | COMMAND_BENCH)
 #define MOST 9007199254740992.0 /* 2^53: whole numbers that a double holds */
 
+static const char *kind_at(int index) {
+    const adapter_trainee *t = adapter_trainee_at(index);
+    return t ? t->name : NULL;
+}
+
 static const option_choice precisions[] = {
     {"auto", NULL}, {"fp32", "float|float32|no"}, {"fp16", "float16|half"}, {"bf16", "bfloat16"}, {0}};
 static const option_choice save_precisions[] = {{"fp16", "float16|half"}, {"bf16", "bfloat16"}, {"fp32", "float|float32"}, {0}};
-static const option_choice kinds[] = {{"lora", NULL}, {"locon", NULL}, {0}};
 static const option_choice optimizers[] = {{"adamw", "adamw8bit|pagedadamw|pagedadamw8bit|pagedadamw32bit"}, {0}};
 static const option_choice schedulers[] = {{"constant", "constant-with-warmup"}, {"linear", NULL}, {"cosine", NULL}, {0}};
 static const option_choice backgrounds[] = {{"white", NULL}, {"black", NULL}, {0}};
 static const option_choice schedules[] = {{"default", NULL}, {"karras", NULL}, {0}};
 static const option_choice generate_schedules[] = {{"auto", "automatic"}, {"default", NULL}, {"karras", NULL}, {0}};
 static const option_choice noises[] = {{"gpu", "nv"}, {"cpu", NULL}, {0}};
-static const option_choice cpu_kernels[] = {
+static const option_choice kernel_sets[] = {
     {"auto", NULL}, {"portable", NULL}, {"avx2", NULL}, {"avx512", NULL}, {"avx512bf16", NULL}, {"amx", NULL}, {0}};
 static const option_choice parts[] = {{"unet", NULL},       {"train-step", NULL}, {"text-encoder", NULL},
                                       {"vae-encode", NULL}, {"vae-decode", NULL}, {0}};
@@ -61,7 +66,7 @@ const option option_table[] = {
     {"cache-dir", NULL, OPTION_FILE, COMMAND_TRAIN, FIELD(cache_dir), .value = "DIR", .group = "Pictures to learn from",
      .help = "where encoded images are kept for the next run (default: the user's cache folder)"},
 
-    {"kind", NULL, OPTION_CHOICE, LEARN, FIELD(kind), .choices = kinds, .fallback = "lora", .value = "KIND", .group = "Adapter",
+    {"kind", NULL, OPTION_CHOICE, LEARN, FIELD(kind), .choice_at = kind_at, .fallback = "lora", .value = "KIND", .group = "Adapter",
      .help = "what is trained"},
     {"rank", "network-dim", OPTION_INT, LEARN, FIELD(rank), 1, 1024, .fallback = "16", .value = "N", .group = "Adapter",
      .help = "size of the adapter"},
@@ -71,6 +76,20 @@ const option option_table[] = {
      .help = "rank for 3x3 convolutions, which kind locon trains (default: the rank)"},
     {"conv-alpha", NULL, OPTION_REAL, LEARN, FIELD(conv_alpha), 1e-6, 1e6, .value = "X", .group = "Adapter",
      .help = "alpha for 3x3 convolutions (default: their rank)"},
+    {"dora", "weight-decompose", OPTION_SWITCH, LEARN, FIELD(dora), .fallback = "0", .group = "Adapter",
+     .help = "weight decomposition (kinds lora, locon, loha, lokr), with norms of the inputs, as webui has them"},
+    {"tucker", "use-tucker", OPTION_SWITCH, LEARN, FIELD(tucker), .fallback = "0", .group = "Adapter",
+     .help = "Tucker factors for 3x3 convolutions (kinds locon, loha, lokr)"},
+    {"factor", NULL, OPTION_INT, LEARN, FIELD(factor), -1, 512, .value = "N", .group = "Adapter",
+     .help = "lokr: size of the smaller matrix (default: -1, as even as possible)"},
+    {"decompose-both", NULL, OPTION_SWITCH, LEARN, FIELD(decompose_both), .fallback = "0", .group = "Adapter",
+     .help = "lokr: the smaller matrix in factors too"},
+    {"full-matrix", NULL, OPTION_SWITCH, LEARN, FIELD(full_matrix), .fallback = "0", .group = "Adapter",
+     .help = "lokr: no matrix in factors, whatever the rank"},
+    {"constraint", NULL, OPTION_REAL, LEARN, FIELD(constraint), 0, 1e3, .value = "C", .group = "Adapter",
+     .help = "oft, boft: how far blocks may turn, per output (default: 0, no limit)"},
+    {"rescaled", NULL, OPTION_SWITCH, LEARN, FIELD(rescaled), .fallback = "0", .group = "Adapter",
+     .help = "oft, boft: outputs are scaled too"},
     {"targets", NULL, OPTION_TEXT, LEARN, FIELD(targets), .value = "SET|REGEX", .group = "Adapter",
      .help =
          "modules that get an adapter: attn, attn-mlp, full, or a regular expression on their names (default: attn-mlp, of locon full)"},
@@ -181,7 +200,7 @@ const option option_table[] = {
      .group = "Computing", .help = "what activations and base weights are stored in"},
     {"threads", NULL, OPTION_INT, COMPUTE, FIELD(threads), 0, 1024, .fallback = "0", .value = "N", .group = "Computing",
      .help = "CPU threads (0: one for each processor)"},
-    {"cpu-kernels", NULL, OPTION_CHOICE, COMPUTE, FIELD(cpu_kernels), .choices = cpu_kernels, .fallback = "auto", .value = "SET",
+    {"cpu-kernels", NULL, OPTION_CHOICE, COMPUTE, FIELD(cpu_kernels), .choices = kernel_sets, .fallback = "auto", .value = "SET",
      .group = "Computing", .help = "instructions that matrix products use on the CPU; portable leaves them to OpenBLAS"},
 
     {"json", NULL, OPTION_SWITCH, COMMAND_INSPECT | COMMAND_DEVICES | COMMAND_BENCH, FIELD(json), .fallback = "0", .group = "Talk",

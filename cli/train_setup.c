@@ -13,9 +13,18 @@
 double train_text_rate(const options *o) { return o->unet_only == 1 ? 0 : o->text_encoder_lr; }
 
 adapter_options train_adapter_options(const options *o) {
-    bool conv = options_given(o, "conv-rank"), locon = !strcmp(o->kind, "locon") || (conv && !options_given(o, "kind"));
-    adapter_options a = {
-        .kind = locon ? ADAPTER_TRAIN_LOCON : ADAPTER_TRAIN_LORA, .targets = o->targets, .rank = (int)o->rank, .seed = (uint64_t)o->seed};
+    bool conv = options_given(o, "conv-rank");
+    adapter_options a = {.kind = conv && !options_given(o, "kind") ? "locon" : o->kind,
+                         .targets = o->targets,
+                         .rank = (int)o->rank,
+                         .dora = o->dora == 1,
+                         .tucker = o->tucker == 1,
+                         .factor = (int)o->factor,
+                         .decompose_both = o->decompose_both == 1,
+                         .full_matrix = o->full_matrix == 1,
+                         .constraint = isnan(o->constraint) ? 0 : o->constraint,
+                         .rescaled = o->rescaled == 1,
+                         .seed = (uint64_t)o->seed};
     a.alpha = isnan(o->alpha) ? (double)o->rank : o->alpha;
     a.conv_rank = conv ? (int)o->conv_rank : 0;
     a.conv_alpha = !isnan(o->conv_alpha) ? o->conv_alpha : conv ? (double)o->conv_rank : 0;

@@ -38,12 +38,21 @@ typedef struct adapter_module {
     adapter_tensor tensors[ADAPTER_MODULE_TENSORS]; /* in the kind's order; absent ones have no value */
 } adapter_module;
 
+/* What can be trained: one row for every name of --kind. */
+typedef struct adapter_trainee {
+    const char *name;
+    const adapter_kind *kind;
+    const char *targets;            /* when none are asked for */
+    const char *module, *algorithm; /* sd-scripts' network_module, and its argument algo (NULL: none), for metadata */
+} adapter_trainee;
+
 typedef struct adapter {
     char *path; /* the file it came from; NULL: new */
     device *device;
     tensor_pool *pool;
     bool trainable;
-    adapter_module *modules; /* by flat name */
+    const adapter_trainee *trainee; /* of a new one */
+    adapter_module *modules;        /* by flat name */
     int module_count;
     const module_table *table;
 } adapter;
@@ -65,10 +74,12 @@ void adapter_report_text(const adapter_report *report, const char *path, int mos
    report may be NULL. */
 adapter *adapter_load(const char *path, const module_table *table, device *d, bool trainable, adapter_report *report, error *err);
 
-typedef enum adapter_train_kind { ADAPTER_TRAIN_LORA, ADAPTER_TRAIN_LOCON } adapter_train_kind;
+/* By number; NULL behind the last. */
+const adapter_trainee *adapter_trainee_at(int index);
+const adapter_trainee *adapter_trainee_find(const char *name);
 
 typedef struct adapter_options {
-    adapter_train_kind kind;
+    const char *kind;    /* of adapter_trainee; NULL: "lora" */
     const char *targets; /* "attn", "attn-mlp", "full", a POSIX extended regular expression on module names, or NULL: the kind's default */
     int rank;
     double alpha;
@@ -83,7 +94,7 @@ typedef struct adapter_options {
     uint64_t seed;
 } adapter_options;
 
-/* A new adapter for training: every module of the targets, `up` zero, so it changes nothing yet. */
+/* A new adapter for training: every module of the targets that the kind can change. It changes nothing yet. */
 adapter *adapter_create(const adapter_options *options, const module_table *table, device *d, error *err);
 void adapter_free(adapter *a);
 

@@ -1,5 +1,5 @@
 /* New adapters for training: which modules, which ranks. */
-#include "lora/kind.h"
+#include "lora/dora.h"
 
 #include "base/memory.h"
 
@@ -70,12 +70,41 @@ static bool check_options(const adapter_options *o, error *err) {
     return true;
 }
 
+/* Options that only some kinds have. */
+static bool check_kind_options(const adapter_options *o, const adapter_trainee *t, error *err) {
+    bool factored = t->kind->difference != NULL, lokr = strcmp(t->name, "lokr") == 0;
+    bool turned = strcmp(t->name, "oft") == 0 || strcmp(t->name, "boft") == 0;
+    const struct {
+        const char *option;
+        bool given, taken;
+        const char *kinds;
+    } rows[] = {{"dora", o->dora, factored, "lora, locon, loha and lokr"},
+                {"tucker", o->tucker, factored, "lora, locon, loha and lokr"},
+                {"factor", o->factor != 0, lokr, "lokr"},
+                {"decompose-both", o->decompose_both, lokr, "lokr"},
+                {"full-matrix", o->full_matrix, lokr, "lokr"},
+                {"constraint", o->constraint != 0, turned, "oft and boft"},
+                {"rescaled", o->rescaled, turned, "oft and boft"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].given && !rows[i].taken)
+            return error_set(err, "--%s: only for the kinds %s, not %s", rows[i].option, rows[i].kinds, t->name);
+    if (o->constraint < 0 || !isfinite(o->constraint)) return error_set(err, "--constraint %g: must be 0 (none) or more", o->constraint);
+    return true;
+}
+
+/* Norms are for the kind that changes norms. webui applies some kinds to linear layers only, which a 1x1 convolution is not. */
+static bool kind_takes(const adapter_kind *kind, const module_info *m) {
+    if ((m->kernel == 0) != (kind->apply_norm != NULL)) return false;
+    return !(kind->linear_only && m->convolution);
+}
+
 /* wanted: an array of a table's length. Returns how many; *left_out: those that only --text-encoder-lr would bring in. */
-static int select_modules(const selection *s, const module_table *table, bool text_encoder, bool *wanted, int *left_out) {
+static int select_modules(const selection *s, const adapter_kind *kind, const module_table *table, bool text_encoder, bool *wanted,
+                          int *left_out) {
     int count = 0;
     *left_out = 0;
     for (int i = 0; i < table->count; i++) {
-        bool has = table->modules[i].kernel > 0 && selection_has(s, &table->modules[i]),
+        bool has = kind_takes(kind, &table->modules[i]) && selection_has(s, &table->modules[i]),
              trained = text_encoder || table->modules[i].part == CHECKPOINT_UNET;
         wanted[i] = has && trained;
         count += wanted[i];
@@ -91,10 +120,10 @@ static bool init_modules(adapter *a, const adapter_options *o, const bool *wante
         const module_info *info = &table->modules[i];
         bool conv = info->kernel > 1;
         adapter_module *m = &a->modules[a->module_count++];
-        *m = (adapter_module){.kind = &adapter_kind_lora, .info = info};
+        *m = (adapter_module){.kind = a->trainee->kind, .info = info};
         m->rank = conv && o->conv_rank > 0 ? o->conv_rank : o->rank;
         m->alpha = conv && o->conv_alpha > 0 ? o->conv_alpha : o->alpha;
-        if (!m->kind->init(a, m, o, err)) return false;
+        if (!m->kind->init(a, m, o, err) || (o->dora && !adapter_dora_init(a, m, err))) return false;
     }
     return true;
 }
@@ -110,25 +139,30 @@ static bool check_selection(const adapter_options *o, const char *targets, const
     if (count == 0 && left_out > 0)
         return error_set(err, "--targets %s: fits only modules of the text encoder, which is not trained; give --text-encoder-lr", targets);
     if (count == 0)
-        return error_set(err, "--targets %s: fits none of the model's %d modules (one is called %s)", targets, table->count,
-                         table->count ? table->modules[table->count / 2].name : "-");
+        return error_set(err, "--targets %s: fits none of the model's %d modules that --kind %s can change (one of all is called %s)",
+                         targets, table->count, o->kind ? o->kind : "lora", table->count ? table->modules[table->count / 2].name : "-");
     if ((o->conv_rank > 0 || o->conv_alpha > 0) && !has_large_kernel(table, wanted))
         return error_set(err, "--conv-rank, --conv-alpha: there is no 3x3 convolution among --targets %s; use --targets full", targets);
     return true;
 }
 
 adapter *adapter_create(const adapter_options *o, const module_table *table, device *d, error *err) {
-    const char *targets = o->targets ? o->targets : o->kind == ADAPTER_TRAIN_LOCON || o->conv_rank > 0 ? "full" : "attn-mlp";
+    const adapter_trainee *trainee = adapter_trainee_find(o->kind ? o->kind : "lora");
+    if (!trainee) {
+        error_set(err, "--kind %s: there is no such kind of adapter", o->kind);
+        return NULL;
+    }
+    const char *targets = o->targets ? o->targets : o->conv_rank > 0 ? "full" : trainee->targets;
     selection s;
-    if (!check_options(o, err) || !selection_open(&s, targets, err)) return NULL;
+    if (!check_options(o, err) || !check_kind_options(o, trainee, err) || !selection_open(&s, targets, err)) return NULL;
     int left_out;
     bool *wanted = memory_new((size_t)table->count, sizeof *wanted);
-    int count = select_modules(&s, table, o->train_text_encoder, wanted, &left_out);
+    int count = select_modules(&s, trainee->kind, table, o->train_text_encoder, wanted, &left_out);
     selection_close(&s);
     adapter *a = NULL;
     if (check_selection(o, targets, table, wanted, count, left_out, err)) {
         a = memory_new(1, sizeof *a);
-        *a = (adapter){.device = d, .trainable = true, .table = table, .pool = tensor_pool_create(d)};
+        *a = (adapter){.device = d, .trainable = true, .trainee = trainee, .table = table, .pool = tensor_pool_create(d)};
         a->modules = memory_new((size_t)count, sizeof *a->modules);
         if (!init_modules(a, o, wanted, err)) {
             adapter_free(a);

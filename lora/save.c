@@ -54,17 +54,37 @@ static void dimension_text(dimension d, char rank[32], char alpha[32]) {
     metadata_number(d.alpha, alpha);
 }
 
+/* text + end; frees text. */
+static char *append_text(char *text, const char *end) {
+    char *longer = memory_format("%s%s", text, end);
+    free(text);
+    return longer;
+}
+
+static char *append_argument(char *text, const char *key, const char *value) {
+    char *argument = memory_format("%s\"%s\": \"%s\"", text[1] ? ", " : "", key, value);
+    text = append_text(text, argument);
+    free(argument);
+    return text;
+}
+
 static void add_metadata(safetensors_writer *writer, const adapter *a, const adapter_save_options *o) {
     for (size_t i = 0; i < o->metadata_count; i++) safetensors_writer_metadata(writer, o->metadata[i].key, o->metadata[i].value);
     dimension linear = adapter_dimension(a, false), conv = adapter_dimension(a, true);
     char rank[32], alpha[32];
     dimension_text(linear.rank ? linear : conv, rank, alpha);
-    safetensors_writer_metadata(writer, "ss_network_module", "networks.lora");
+    const char *module = a->trainee ? a->trainee->module : "networks.lora", *algorithm = a->trainee ? a->trainee->algorithm : NULL;
+    safetensors_writer_metadata(writer, "ss_network_module", module);
     safetensors_writer_metadata(writer, "ss_network_dim", rank);
     safetensors_writer_metadata(writer, "ss_network_alpha", alpha);
-    if (conv.rank == 0) return;
-    dimension_text(conv, rank, alpha);
-    char *args = memory_format("{\"conv_dim\": \"%s\", \"conv_alpha\": \"%s\"}", rank, alpha);
+    if (conv.rank == 0 && !algorithm) return;
+    char *args = memory_string("{");
+    if (algorithm) args = append_argument(args, "algo", algorithm);
+    if (conv.rank) {
+        dimension_text(conv, rank, alpha);
+        args = append_argument(append_argument(args, "conv_dim", rank), "conv_alpha", alpha);
+    }
+    args = append_text(args, "}");
     safetensors_writer_metadata(writer, "ss_network_args", args);
     free(args);
 }

@@ -1,5 +1,7 @@
 #include "lycoris/kinds.h"
 
+#include <string.h>
+
 static bool is_tlora(const adapter_group *g) {
     return adapter_group_part(g, "q_layer.weight") || adapter_group_part(g, "p_layer.weight") || adapter_group_part(g, "lambda_layer");
 }
@@ -26,6 +28,32 @@ static const adapter_kind *const KINDS[] = {
     &TLORA,
     NULL,
 };
+
+/* The paper's layers; LyCORIS' preset of the name means the same. */
+#define IA3_TARGETS "(\\.to_k|\\.to_v|\\.ff\\.net\\.2|\\.k_proj|\\.v_proj|\\.mlp\\.fc2)$"
+/* As LyCORIS' train_norm: what webui does not find under its diffusers name is left out. */
+#define NORM_TARGETS "\\.(norm[123]?|layer_norm[12])$"
+
+static const adapter_trainee TRAINEES[] = {
+    {"lora", &adapter_kind_lora, "attn-mlp", "networks.lora", NULL},
+    {"locon", &adapter_kind_lora, "full", "networks.lora", NULL},
+    {"loha", &adapter_kind_loha, "attn-mlp", "lycoris.kohya", "loha"},
+    {"lokr", &adapter_kind_lokr, "attn-mlp", "lycoris.kohya", "lokr"},
+    {"ia3", &adapter_kind_ia3, IA3_TARGETS, "lycoris.kohya", "ia3"},
+    {"glora", &adapter_kind_glora, "attn-mlp", "lycoris.kohya", "glora"},
+    {"oft", &adapter_kind_oft, "attn-mlp", "lycoris.kohya", "diag-oft"},
+    {"boft", &adapter_kind_boft, "attn-mlp", "lycoris.kohya", "boft"},
+    {"full", &adapter_kind_full, "attn-mlp", "lycoris.kohya", "full"},
+};
+enum { TRAINEE_COUNT = sizeof TRAINEES / sizeof *TRAINEES };
+
+const adapter_trainee *adapter_trainee_at(int index) { return index < TRAINEE_COUNT ? &TRAINEES[index] : NULL; }
+
+const adapter_trainee *adapter_trainee_find(const char *name) {
+    for (int i = 0; i < TRAINEE_COUNT; i++)
+        if (strcmp(TRAINEES[i].name, name) == 0) return &TRAINEES[i];
+    return NULL;
+}
 
 const adapter_kind *const *adapter_kinds(void) { return KINDS; }
 

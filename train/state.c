@@ -89,7 +89,7 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
     hash_model(&t->pipeline->model, hash);
     visit(user, "model", hash);
     visit_pictures(t, visit, user);
-    visit(user, "kind", o->adapter.kind == ADAPTER_TRAIN_LOCON ? "locon" : "lora");
+    visit(user, "kind", o->adapter.kind ? o->adapter.kind : "lora");
     snprintf(hash, sizeof hash, "%" PRIu64, o->seed);
     visit(user, "seed", hash);
     visit(user, "targets", o->adapter.targets ? o->adapter.targets : "");
@@ -98,7 +98,14 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
     const struct {
         const char *option;
         double value;
-    } numbers[] = {{"rank", o->adapter.rank},
+    } numbers[] = {{"dora", o->adapter.dora},
+                   {"tucker", o->adapter.tucker},
+                   {"factor", o->adapter.factor},
+                   {"decompose-both", o->adapter.decompose_both},
+                   {"full-matrix", o->adapter.full_matrix},
+                   {"constraint", o->adapter.constraint},
+                   {"rescaled", o->adapter.rescaled},
+                   {"rank", o->adapter.rank},
                    {"alpha", o->adapter.alpha},
                    {"conv-rank", o->adapter.conv_rank},
                    {"conv-alpha", o->adapter.conv_alpha},

@@ -57,7 +57,7 @@ static void test_targets(void **state) {
         {{.targets = "full", .train_text_encoder = true}, 282, 72},
         {{.targets = "full"}, 282, 0},
         {{.targets = NULL}, 192, 0},
-        {{.kind = ADAPTER_TRAIN_LOCON}, 282, 0},
+        {{.kind = "locon"}, 282, 0},
         {{.conv_rank = 2}, 282, 0},
         {{.targets = "attn2\\.to_k"}, 16, 0},
         {{.targets = "(to_k|to_v|ff\\.net\\.2)$", .train_text_encoder = true}, 80, 0},
@@ -102,7 +102,7 @@ static void test_parameters(void **state) {
 static void test_convolution_ranks(void **state) {
     (void)state;
     adapter *a =
-        create(small_table, (adapter_options){.kind = ADAPTER_TRAIN_LOCON, .rank = 4, .alpha = 2, .conv_rank = 3, .conv_alpha = 1});
+        create(small_table, (adapter_options){.kind = "locon", .rank = 4, .alpha = 2, .conv_rank = 3, .conv_alpha = 1});
     for (int i = 0; i < a->module_count; i++) {
         const adapter_module *m = &a->modules[i];
         bool large = m->info->kernel == 3;

@@ -64,7 +64,7 @@ static void everything(training *t) {
     t->options.schedule = RATE_COSINE;
     t->options.warmup = 2;
     t->options.batch_size = 2;
-    t->options.adapter.kind = ADAPTER_TRAIN_LOCON;
+    t->options.adapter.kind = "locon";
     t->options.adapter.targets = "full";
     t->options.adapter.rank = 1;
     t->options.adapter.conv_rank = 2;
@@ -157,7 +157,7 @@ static void a_stop_before_the_first_step_writes_nothing(void **state) {
 
 static void other_rank(training *t) { t->options.adapter.rank = 3; }
 static void other_alpha(training *t) { t->options.adapter.alpha = 1; }
-static void other_kind(training *t) { t->options.adapter.kind = ADAPTER_TRAIN_LOCON; }
+static void other_kind(training *t) { t->options.adapter.kind = "locon"; }
 static void other_targets(training *t) { t->options.adapter.targets = "attn-mlp"; }
 static void other_seed(training *t) { t->options.seed = (UINT64_C(1) << 60) + 1; }
 static void other_batch(training *t) { t->options.batch_size = 2; }

@@ -101,7 +101,7 @@ typedef struct training {
 
 static inline training training_make(const place *p, const char *output) {
     train_options o = {.output = output,
-                       .adapter = {.kind = ADAPTER_TRAIN_LORA, .targets = "attn", .rank = 2, .alpha = 2},
+                       .adapter = {.kind = "lora", .targets = "attn", .rank = 2, .alpha = 2},
                        .learner = learner_default_options(),
                        .unet_rate = 1e-3,
                        .steps = 5,
