@@ -36,7 +36,7 @@ typedef struct adapter_module {
 typedef struct adapter {
     char *path; /* the file it came from; NULL: new */
     device *device;
-    tensor_pool *pool;
+    tensor_pool *pool, *gradients; /* apart, so that the optimizer finds each kind side by side */
     bool trainable;
     adapter_module *modules; /* by flat name */
     int module_count;

@@ -9,6 +9,11 @@ void grad_add(tape *t, tensor *x, tensor *g) {
     tape_set_grad(x, so_far ? op_add(t, so_far, g) : g);
 }
 
+narrowing narrow_result(const record *r, const device *d) {
+    (void)r, (void)d;
+    return (narrowing){.out = 1};
+}
+
 void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
