@@ -1,7 +1,14 @@
 #include "base/sha256.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <stdatomic.h>
+#endif
 
 static const uint32_t K[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
@@ -19,7 +26,7 @@ void sha256_init(sha256 *hash) {
     hash->length = 0;
 }
 
-static void compress(uint32_t state[8], const uint8_t *p) {
+static void compress_portable(uint32_t state[8], const uint8_t *p) {
     uint32_t w[64], s[8];
     for (int i = 0; i < 16; i++)
         w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
@@ -39,6 +46,59 @@ static void compress(uint32_t state[8], const uint8_t *p) {
     for (int i = 0; i < 8; i++) state[i] += s[i];
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+
+/* x86's own instructions for it do four rounds in a few cycles, ten times as fast. They keep the state as ABEF and CDGH. */
+__attribute__((target("sha,sse4.1"))) static void compress_x86(uint32_t state[8], const uint8_t *p) {
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    __m128i abcd = _mm_loadu_si128((const __m128i *)(const void *)state), m[4];
+    __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)(const void *)(state + 4)), 0x1b);
+    __m128i cdab = _mm_shuffle_epi32(abcd, 0xb1);
+    __m128i abef = _mm_alignr_epi8(cdab, efgh, 8), cdgh = _mm_blend_epi16(efgh, cdab, 0xf0);
+    const __m128i abef_before = abef, cdgh_before = cdgh;
+    for (int i = 0; i < 16; i++) {
+        __m128i *w = &m[i % 4], last = m[(i + 3) % 4];
+        if (i < 4) {
+            *w = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * i)), swap);
+        } else {
+            __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(*w, m[(i + 1) % 4]), _mm_alignr_epi8(last, m[(i + 2) % 4], 4));
+            *w = _mm_sha256msg2_epu32(sum, last);
+        }
+        __m128i rounds = _mm_add_epi32(*w, _mm_loadu_si128((const __m128i *)(const void *)(K + 4 * i)));
+        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, rounds);
+        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(rounds, 0x0e));
+    }
+    __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef, abef_before), 0x1b);
+    __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh, cdgh_before), 0xb1);
+    _mm_storeu_si128((__m128i *)(void *)state, _mm_blend_epi16(feba, dchg, 0xf0));
+    _mm_storeu_si128((__m128i *)(void *)(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+/* Asked once: in virtual machines the question takes as long as hashing kilobytes. */
+static bool has_instructions(void) {
+    static atomic_int known; /* 0: not asked, 1: no, 2: yes */
+    unsigned a, b, c, d;
+    const unsigned sse41 = 1u << 19, sha = 1u << 29;
+    if (!atomic_load(&known)) {
+        bool has = __get_cpuid(1, &a, &b, &c, &d) && (c & sse41) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & sha);
+        atomic_store(&known, has ? 2 : 1);
+    }
+    return atomic_load(&known) == 2;
+}
+
+static void compress(uint32_t state[8], const uint8_t *p, size_t blocks) {
+    bool fast = has_instructions();
+    for (; blocks; blocks--, p += 64) fast ? compress_x86(state, p) : compress_portable(state, p);
+}
+
+#else
+
+static void compress(uint32_t state[8], const uint8_t *p, size_t blocks) {
+    for (; blocks; blocks--, p += 64) compress_portable(state, p);
+}
+
+#endif
+
 void sha256_update(sha256 *hash, const void *data, size_t size) {
     const uint8_t *p = data;
     size_t used = hash->length % 64;
@@ -48,9 +108,10 @@ void sha256_update(sha256 *hash, const void *data, size_t size) {
         memcpy(hash->block + used, p, take);
         p += take, size -= take, used += take;
         if (used < 64) return;
-        compress(hash->state, hash->block);
+        compress(hash->state, hash->block, 1);
     }
-    for (; size >= 64; p += 64, size -= 64) compress(hash->state, p);
+    compress(hash->state, p, size / 64);
+    p += size / 64 * 64, size %= 64;
     if (size) memcpy(hash->block, p, size);
 }
 

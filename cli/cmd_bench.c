@@ -196,6 +196,16 @@ static void print_ops(const bench *b, const op_times *times) {
     }
 }
 
+/* What a run sends to a Vulkan device. */
+static gpu_counts collect_counts(const bench *b) {
+    gpu_counts counts = {0};
+    if (b->learner)
+        learner_count(b->learner, &counts);
+    else
+        pipeline_count(b->session.pipeline, find_part(b->options->part)->part, &counts);
+    return counts;
+}
+
 static void print_json(const bench *b, const double *runs, int64_t count, json_int_t rss) {
     const device *d = b->session.device;
     op_times times = collect_ops(b);
@@ -206,6 +216,12 @@ static void print_json(const bench *b, const double *runs, int64_t count, json_i
                      b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
                      (json_int_t)(d->gpu ? d->peak_bytes : 0), "flops_per_run", flops_of_a_run(b, &times), "limits",
                      "matrix_product_flops_per_s", b->limit.flops, "memory_bytes_per_s", b->limit.bytes);
+    if (root && d->gpu) {
+        gpu_counts counts = collect_counts(b);
+        json_object_set_new(root, "dispatches", json_integer(counts.dispatches));
+        json_object_set_new(root, "barriers", json_integer(counts.barriers));
+        json_object_set_new(root, "submissions", json_integer(counts.submissions));
+    }
     char *text = root ? json_dumps(root, 0) : NULL;
     if (text) puts(text);
     free(text);
@@ -221,6 +237,10 @@ static void print_text(const bench *b, const double *runs, int64_t count, uint64
            device_precision(d), middle, (long long)count);
     printf("; peak memory %s%s%s\n", terminal_bytes(rss, a), d->gpu ? ", on the device " : "",
            d->gpu ? terminal_bytes(d->peak_bytes, c) : "");
+    if (d->gpu) {
+        gpu_counts counts = collect_counts(b);
+        printf("a run is %d dispatches with %d barriers in %d submissions\n", counts.dispatches, counts.barriers, counts.submissions);
+    }
     if (flops > 0) printf("%.1f GFLOP in a run: %.1f GFLOP/s\n", 1e-9 * flops, 1e-9 * flops / middle);
     printf("the device's own limits, measured: matrix product %.1f GFLOP/s, memory %.1f GB/s\n", 1e-9 * b->limit.flops,
            1e-9 * b->limit.bytes);

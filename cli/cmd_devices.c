@@ -75,19 +75,20 @@ static void auto_choice(const gpu_info *list, int count, char *name, size_t name
 }
 
 static void print_text(const gpu_info *list, int count, const cpu_info *cpu, const char *name, const char *why) {
-    char memory[24];
+    char memory[24], left[24];
     printf("%-10s %s: %ld threads, %s memory%s%s, %s kernels\n", "cpu", cpu->name, cpu->threads, terminal_bytes(cpu->memory_bytes, memory),
            *cpu->features ? ", " : "", cpu->features, kernels_name());
     for (int i = 0; i < count; i++) {
         const gpu_info *g = &list[i];
         char spec[24];
         snprintf(spec, sizeof spec, "vulkan:%d", g->index);
-        printf("%-10s %s (%s): %s, %s memory, fp16 %s, subgroup %d\n", spec, g->name, g->driver,
+        printf("%-10s %s (%s): %s, %s memory%s%s, fp16 %s, subgroup %d\n", spec, g->name, g->driver,
                g->software   ? "software"
                : g->discrete ? "discrete GPU"
                              : "integrated GPU",
-               terminal_bytes(g->memory_bytes, memory), g->fp16_storage ? (g->fp16_math ? "storage and arithmetic" : "storage") : "no",
-               g->subgroup_size);
+               terminal_bytes(g->memory_bytes, memory), g->memory_free ? ", free " : "",
+               g->memory_free ? terminal_bytes(g->memory_free, left) : "",
+               g->fp16_storage ? (g->fp16_math ? "storage and arithmetic" : "storage") : "no", g->subgroup_size);
         if (*g->refused) printf("%-10s cannot be used: %s\n", "", g->refused);
     }
     printf("\nauto picks %s: %s\n", name, why);
@@ -102,13 +103,13 @@ static void print_json(const gpu_info *list, int count, const cpu_info *cpu, con
         const gpu_info *g = &list[i];
         char spec[24];
         snprintf(spec, sizeof spec, "vulkan:%d", g->index);
-        json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:I, s:b, s:b, s:i, s:s}", "spec", spec, "name", g->name, "driver",
-                                             g->driver, "type",
-                                             g->software   ? "software"
-                                             : g->discrete ? "discrete"
-                                                           : "integrated",
-                                             "memory_bytes", (json_int_t)g->memory_bytes, "fp16_storage", g->fp16_storage, "fp16_math",
-                                             g->fp16_math, "subgroup_size", g->subgroup_size, "refused", g->refused));
+        json_array_append_new(
+            all, json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:b, s:i, s:s}", "spec", spec, "name", g->name, "driver", g->driver, "type",
+                           g->software   ? "software"
+                           : g->discrete ? "discrete"
+                                         : "integrated",
+                           "memory_bytes", (json_int_t)g->memory_bytes, "memory_free_bytes", (json_int_t)g->memory_free, "fp16_storage",
+                           g->fp16_storage, "fp16_math", g->fp16_math, "subgroup_size", g->subgroup_size, "refused", g->refused));
     }
     json_t *root = json_pack("{s:o, s:s, s:s}", "devices", all, "auto", name, "why", why);
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;

@@ -157,13 +157,25 @@ static denoise_status draw_one(generation *g, int64_t index, error *err) {
     return status;
 }
 
+static bool fit_memory(generation *g, bool more_follow, error *err) {
+    draw_settings *s = &g->settings;
+    draw_memory m;
+    if (!draw_fit_memory(g->session.pipeline, s, &g->prompts, more_follow, &m, err)) return false;
+    if (!m.easily)
+        terminal_warn("note: this takes more memory than is free now; other programs will be driven out of it, or drawing will be slow");
+    if (s->one_by_one) terminal_say("note: memory is short, so every step runs once with and once without the prompt; that takes longer");
+    return true;
+}
+
 static bool prepare(generation *g, error *err) {
     const options *o = g->options;
     if (!note_option_loras(g, err) || !session_open(&g->session, o, err) || !choose_settings(g, err) || !add_prompt_loras(g, err))
         return false;
     g->model_name = strcmp(o->model, "demo") ? infotext_stem(o->model) : memory_string("demo");
     infotext_model_hash(g->session.model_path, g->model_hash);
-    return draw_prompts_encode(g->session.pipeline, &g->settings, o->prompt, o->negative, &g->prompts, err);
+    bool ok = draw_prompts_encode(g->session.pipeline, &g->settings, o->prompt, o->negative, &g->prompts, err);
+    pipeline_release(g->session.pipeline, CHECKPOINT_TEXT_ENCODER);
+    return ok && fit_memory(g, o->batch > 1, err);
 }
 
 int cmd_generate(const options *o) {
@@ -174,7 +186,10 @@ int cmd_generate(const options *o) {
     denoise_status status = prepare(&g, &err) ? DENOISE_DONE : DENOISE_FAILED;
     interrupt_catch();
     if (status == DENOISE_DONE) progress_begin(&g.progress, "step", 0, o->batch * o->steps);
-    for (int64_t i = 0; status == DENOISE_DONE && i < o->batch; i++) status = draw_one(&g, i, &err);
+    for (int64_t i = 0; status == DENOISE_DONE && i < o->batch; i++) {
+        g.settings.keep_models &= i + 1 < o->batch;
+        status = draw_one(&g, i, &err);
+    }
     progress_end(&g.progress);
     draw_prompts_free(&g.prompts);
     session_close(&g.session);

@@ -8,6 +8,7 @@
 #include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/train_setup.h"
+#include "cli/typical_caption.h"
 #include "formats/png_text.h"
 
 #include <errno.h>
@@ -73,8 +74,27 @@ static void say_dataset(const training *t) {
     for (size_t i = 0; i < r->note_count; i++) tell(t, "note: %s", r->notes[i]);
 }
 
-static void say_outlook(const training *t, const train_outlook *w) {
+static void say_memory(const training *t, const train_outlook *w) {
     char a[24], b[24], c[24], d[24];
+    const device *on = t->session.device;
+    tell(t, "memory: %s = model %s + adapter and optimizer %s + activations %s%s", terminal_bytes(train_outlook_bytes(w), a),
+         terminal_bytes(w->constant_bytes, b), terminal_bytes(w->adapter_bytes, c), terminal_bytes(w->arena_bytes, d),
+         w->checkpoint ? ", computed twice (gradient checkpointing)" : "");
+    if (w->preview_bytes) tell(t, "  with %s for samples", terminal_bytes(w->preview_bytes, a));
+    tell(t, "  before that, encoding the pictures: %s; encoded pictures and captions are kept in %s of %s",
+         terminal_bytes(w->encode_bytes, a), terminal_bytes(w->cache_bytes, b), on->gpu ? "the machine's memory" : "memory");
+    tell(t, "  %s can take %s", on->name, terminal_bytes(w->free_bytes + on->live_bytes, a));
+    terminal_detail("of the activations' %zu bytes %zu are in use at one time at most", w->arena_bytes, w->live_bytes);
+    if (w->kept_bytes)
+        tell(t, "note: --gradient-checkpointing is on, which takes more time: without it %s of memory would be needed",
+             terminal_bytes(w->kept_bytes, a));
+    if (!w->fits && w->possible)
+        tell(t, "note: that is more memory than is free now; other programs will be driven out of it, or the training will be slow. Close "
+                "some, "
+                "or use a smaller --batch-size or --resolution");
+}
+
+static void say_outlook(const training *t, const train_outlook *w) {
     const adapter_module *first;
     adapter_tensor_at(trainer_adapter(t->trainer), 0, &first);
     tell(t, "adapter: rank %d, %d modules (U-Net %d, text encoder %d), %" PRId64 " parameters", t->settings.adapter.rank,
@@ -83,20 +103,33 @@ static void say_outlook(const training *t, const train_outlook *w) {
     tell(t, "training: %" PRId64 " steps of %d image%s, %" PRId64 " epoch%s, seed %" PRIu64, w->steps,
          t->settings.batch_size * t->settings.learner.accumulation,
          t->settings.batch_size * t->settings.learner.accumulation == 1 ? "" : "s", w->epochs, w->epochs == 1 ? "" : "s", t->settings.seed);
-    size_t all = w->constant_bytes + w->adapter_bytes + w->arena_bytes;
-    tell(t, "memory: %s = model %s + adapter %s + activations %s%s", terminal_bytes(all, a), terminal_bytes(w->constant_bytes, b),
-         terminal_bytes(w->adapter_bytes, c), terminal_bytes(w->arena_bytes, d), w->checkpoint ? " (recomputed in the backward pass)" : "");
-    if (w->encode_bytes > all) tell(t, "encoding the pictures, before that, takes %s", terminal_bytes(w->encode_bytes, a));
+    say_memory(t, w);
     if (w->resumed) tell(t, "going on from step %" PRId64, w->resumed);
 }
 
-/* ---- how long it will take: one gradient of the commonest shape, on noise; nothing is changed by it ---- */
+/* ---- how long it will take: one picture and one gradient of the commonest shape, on noise; nothing is changed by it ---- */
 
 static size_t commonest_bucket(const dataset *data) {
     size_t best = 0;
     for (size_t b = 1; b < data->bucket_count; b++)
         if (data->bucket_items[b] > data->bucket_items[best]) best = b;
     return best;
+}
+
+static bool time_encoding(training *t, double *seconds, error *err) {
+    bucket_size size = t->data.buckets[commonest_bucket(&t->data)];
+    size_t pixels = (size_t)size.width * (size_t)size.height, latent = pixels / 64 * 4;
+    float *image = memory_new(3 * pixels, sizeof *image), *mean = memory_new(latent, sizeof *mean),
+          *logvar = memory_new(latent, sizeof *mean);
+    random_normal_fill(1, RANDOM_STREAM_NOISE, 0, image, 3 * pixels);
+    double start = terminal_clock();
+    bool ok = pipeline_vae_encode(t->session.pipeline, image, 1, size.height, size.width, mean, logvar, err);
+    *seconds = terminal_clock() - start;
+    pipeline_release(t->session.pipeline, CHECKPOINT_VAE);
+    free(image);
+    free(mean);
+    free(logvar);
+    return ok;
 }
 
 static bool time_gradient(training *t, learner *l, double *seconds, error *err) {
@@ -130,15 +163,18 @@ static bool time_gradient(training *t, learner *l, double *seconds, error *err) 
 }
 
 static bool say_time(training *t, const train_outlook *outlook, error *err) {
-    double seconds;
-    char text[24];
+    double seconds, encoding;
+    char steps[24], pictures[24];
+    size_t count = t->data.count * (t->data.flip ? 2 : 1);
+    if (!time_encoding(t, &encoding, err)) return false;
     learner_options settings = t->settings.learner;
     settings.checkpoint = outlook->checkpoint;
     learner *l = learner_create(t->session.pipeline, trainer_adapter(t->trainer), &settings, err);
     bool ok = l && time_gradient(t, l, &seconds, err);
     if (ok)
-        tell(t, "time: about %s for the steps, by a trial of one",
-             terminal_duration(seconds * settings.accumulation * (double)(outlook->steps - outlook->resumed), text));
+        tell(t, "time: about %s for the steps, by a trial of one; before them about %s for the pictures that no earlier run encoded",
+             terminal_duration(seconds * settings.accumulation * (double)(outlook->steps - outlook->resumed), steps),
+             terminal_duration(encoding * (double)count, pictures));
     learner_free(l);
     return ok;
 }
@@ -157,14 +193,15 @@ static void on_encoded(void *user, size_t done, size_t all) {
     progress_update(&t->progress, (int64_t)done, NULL);
 }
 
+static void on_begun(void *user, int64_t step, int64_t steps) {
+    training *t = user;
+    progress_end(&t->progress);
+    progress_begin(&t->progress, "step", step, steps);
+}
+
 static void on_stepped(void *user, const train_progress *p) {
     training *t = user;
     char text[96];
-    if (t->encoding || !t->progress.what) {
-        progress_end(&t->progress);
-        progress_begin(&t->progress, "step", p->step - 1, p->steps);
-        t->encoding = false;
-    }
     snprintf(text, sizeof text, "epoch %" PRId64 "/%" PRId64 "  loss %.4f  average %.4f", p->epoch, p->epochs, (double)p->loss,
              (double)p->average);
     progress_update(&t->progress, p->step, text);
@@ -195,13 +232,16 @@ static char *sample_folder(const training *t, error *err) {
 static bool draw_sample(training *t, int index, const char *moment, error *err) {
     const sample_prompt *s = &t->samples.item[index];
     draw_settings settings = s->settings;
+    settings.keep_models = true; /* the training goes on with them */
     if (!settings.width) settings.width = t->resolution.width;
     if (!settings.height) settings.height = t->resolution.height;
     draw_prompts prompts;
     uint8_t *rgb = NULL;
-    bool ok = draw_prompts_encode(t->session.pipeline, &settings, s->prompt, s->negative, &prompts, err) &&
-              draw_picture(t->session.pipeline, &settings, &prompts, s->seed, NULL, &rgb, err) == DENOISE_DONE;
+    bool ok = draw_prompts_encode(t->session.pipeline, &settings, s->prompt, s->negative, &prompts, err);
+    if (!train_text_rate(t->options)) pipeline_release(t->session.pipeline, CHECKPOINT_TEXT_ENCODER);
+    ok = ok && draw_picture(t->session.pipeline, &settings, &prompts, s->seed, NULL, &rgb, err) == DENOISE_DONE;
     draw_prompts_free(&prompts);
+    pipeline_release(t->session.pipeline, CHECKPOINT_VAE);
     char *folder = ok ? sample_folder(t, err) : NULL, *stem = infotext_stem(t->output), *model = infotext_stem(t->session.model_path);
     if (folder) {
         infotext info = {.prompt = s->prompt, .negative = s->negative, .settings = &settings, .seed = s->seed, .model = model};
@@ -227,7 +267,6 @@ static bool on_preview(void *user, int64_t step, int64_t epoch, error *err) {
         snprintf(moment, sizeof moment, "%06" PRId64, step);
     for (int i = 0; i < t->samples.count; i++)
         if (!draw_sample(t, i, moment, err)) return false;
-    pipeline_release(t->session.pipeline, CHECKPOINT_VAE);
     return true;
 }
 
@@ -270,7 +309,7 @@ static void say_what_next(const training *t) {
     size_t length = strlen(name);
     if (length > 12 && !strcmp(name + length - 12, ".safetensors")) length -= 12;
     terminal_say("to draw with it: vulora generate --model %s --lora %s --prompt \"%s\" --output picture.png", t->options->model, t->output,
-                 t->data.images[0].caption);
+                 typical_caption(&t->data, t->options->trigger));
     terminal_say("or copy it into stable-diffusion-webui's models/Lora and write <lora:%.*s:1> in the prompt", (int)length, name);
 }
 
@@ -279,11 +318,13 @@ static int run(training *t, error *err) {
     train_outlook outlook;
     if (!prepare(t, err) || !trainer_measure(t->trainer, &outlook, err)) return terminal_fail(err);
     say_outlook(t, &outlook);
+    if (!trainer_check_memory(t->trainer, &outlook, err)) return terminal_fail(err);
     if (t->options->dry_run) return say_time(t, &outlook, err) ? EXIT_DONE : terminal_fail(err);
     interrupt_catch();
     train_events events = {.user = t,
                            .note = on_note,
                            .encoded = on_encoded,
+                           .begun = on_begun,
                            .stepped = on_stepped,
                            .saved = on_saved,
                            .stop = on_stop,

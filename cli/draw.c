@@ -1,5 +1,6 @@
 #include "cli/draw.h"
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #include <math.h>
@@ -72,11 +73,73 @@ void draw_prompts_free(draw_prompts *prompts) {
     free_prompt(&prompts->negative);
 }
 
+/* ---- memory ---- */
+
+static int most_tokens(const draw_prompt *d) {
+    int most = 0;
+    for (int i = 0; i < d->parsed.stage_count; i++)
+        if (d->tokens[i] > most) most = d->tokens[i];
+    return most;
+}
+
+/* Bytes of a plan with weights that are not loaded yet, and of the drivers and the program around it. */
+static uint64_t with_margin(size_t bytes) { return (uint64_t)((double)bytes * 1.05); }
+
+bool draw_measure(pipeline *p, const draw_settings *s, const draw_prompts *prompts, draw_memory *memory, error *err) {
+    plan_size unet, vae;
+    int h = s->height / 8, w = s->width / 8, with = most_tokens(&prompts->positive);
+    int without = s->cfg == 1 ? with : most_tokens(&prompts->negative);
+    bool both = s->cfg != 1 && !s->one_by_one && with == without;
+    if (!pipeline_measure_predict(p, both ? 2 : 1, h, w, with > without ? with : without, &unet, err) ||
+        !pipeline_measure_vae_decode(p, 1, h, w, &vae, err))
+        return false;
+    device_room room = device_get_room(p->device);
+    uint64_t denoising = with_margin(unet.missing + unet.arena), decoding = with_margin(vae.missing + vae.arena);
+    uint64_t larger = denoising > decoding ? denoising : decoding;
+    *memory = (draw_memory){unet.constants + unet.arena, vae.constants + vae.arena, .fits = larger <= room.most};
+    memory->easily = larger <= room.free;
+    memory->together = denoising + decoding <= room.free;
+    return true;
+}
+
+static size_t larger_of(const draw_memory *m) { return m->denoising > m->decoding ? m->denoising : m->decoding; }
+
+static bool refuse(pipeline *p, const draw_settings *s, const draw_prompts *prompts, const draw_memory *m, error *err) {
+    char need[24], has[24], less[24];
+    bytes_text(with_margin(larger_of(m)), need);
+    bytes_text(device_get_room(p->device).most + p->device->live_bytes, has);
+    const char *what = m->decoding > m->denoising ? "decoding" : "denoising";
+    for (int eighths = 7; eighths > 0; eighths--) {
+        draw_settings smaller = *s;
+        draw_memory other;
+        smaller.width = s->width * eighths / 64 * 8;
+        smaller.height = s->height * eighths / 64 * 8;
+        if (smaller.width < 64 || smaller.height < 64 || !draw_measure(p, &smaller, prompts, &other, err) || !other.fits) continue;
+        return error_set(err, "%s a picture of %dx%d needs %s of memory, %s has %s for it; --width %d --height %d would fit (%s)", what,
+                         s->width, s->height, need, p->device->name, has, smaller.width, smaller.height,
+                         bytes_text(with_margin(larger_of(&other)), less));
+    }
+    return error_set(err, "%s a picture of %dx%d needs %s of memory, %s has %s for it, and nothing smaller fits%s", what, s->width,
+                     s->height, need, p->device->name, has, p->device->gpu ? "; --device cpu uses the machine's own memory" : "");
+}
+
+bool draw_fit_memory(pipeline *p, draw_settings *s, const draw_prompts *prompts, bool more_follow, draw_memory *memory, error *err) {
+    if (!draw_measure(p, s, prompts, memory, err)) return false;
+    if (!memory->easily && s->cfg != 1 && memory->denoising > memory->decoding) {
+        s->one_by_one = true;
+        if (!draw_measure(p, s, prompts, memory, err)) return false;
+    }
+    /* The processor's memory is everybody's, and loading is quick there. */
+    s->keep_models = more_follow && p->device->gpu && memory->together;
+    return memory->fits || refuse(p, s, prompts, memory, err);
+}
+
 /* ---- denoising ---- */
 
 typedef struct painter {
     pipeline *pipeline;
     const draw_prompts *prompts;
+    bool one_by_one;
     int h, w;
     float *sample, *context, *both; /* room for two of each, for one run with and without the prompt */
 } painter;
@@ -91,7 +154,7 @@ static bool predict(void *user, int i, const float *sample, float timestep, floa
     if (!uncond) return pipeline_predict(p, sample, 1, d->h, d->w, times, with->states[a], with->tokens[a], cond, err);
     int b = prompt_stage_at(&without->parsed, i);
     /* Prompts of different length run one by one, as in webui: padding would change the picture. */
-    if (with->tokens[a] != without->tokens[b])
+    if (d->one_by_one || with->tokens[a] != without->tokens[b])
         return pipeline_predict(p, sample, 1, d->h, d->w, times, with->states[a], with->tokens[a], cond, err) &&
                pipeline_predict(p, sample, 1, d->h, d->w, times, without->states[b], without->tokens[b], uncond, err);
     size_t states = (size_t)with->tokens[a] * (size_t)p->text.width;
@@ -119,6 +182,7 @@ static bool decode(pipeline *p, const draw_settings *s, float *latents, uint8_t 
             for (size_t c = 0; c < 3; c++) (*rgb)[3 * i + c] = (uint8_t)lrintf(255 * fminf(fmaxf(image[c * pixels + i] / 2 + 0.5f, 0), 1));
     }
     free(image);
+    if (!s->keep_models) pipeline_release(p, CHECKPOINT_VAE);
     return ok;
 }
 
@@ -130,7 +194,7 @@ denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prom
     noise_schedule schedule;
     sampler_state sampler;
     random_noise noise;
-    painter d = {.pipeline = p, .prompts = prompts, .h = s->height / 8, .w = s->width / 8};
+    painter d = {.pipeline = p, .prompts = prompts, .one_by_one = s->one_by_one, .h = s->height / 8, .w = s->width / 8};
     size_t count = 4 * (size_t)d.h * (size_t)d.w;
     noise_schedule_init(&schedule);
     if (!sampler_create(&sampler, &schedule, s->sampler, s->spacing, s->steps, count, err)) return DENOISE_FAILED;
@@ -149,6 +213,7 @@ denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prom
                            .images = 1,
                            .noise = &noise};
     denoise_status status = denoise_run(&sampler, &run, sample, err);
+    if (!s->keep_models) pipeline_release(p, CHECKPOINT_UNET);
     if (status == DENOISE_DONE && !decode(p, s, sample, rgb, err)) status = DENOISE_FAILED;
     sampler_destroy(&sampler);
     free(d.context);

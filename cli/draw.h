@@ -13,6 +13,8 @@ typedef struct draw_settings {
     sigma_spacing spacing;
     float cfg;
     random_source source;
+    bool one_by_one;  /* with and without the prompt in two runs instead of one: less memory */
+    bool keep_models; /* what was loaded stays; else each model's memory is given back when its work on the picture is done */
 } draw_settings;
 
 /* A prompt and its negative, encoded: for every stage the states of the text encoder. */
@@ -30,6 +32,19 @@ typedef struct draw_prompts {
    (prompts->positive.parsed.loras). draw_prompts_free also after a failure. */
 bool draw_prompts_encode(pipeline *p, const draw_settings *s, const char *positive, const char *negative, draw_prompts *out, error *err);
 void draw_prompts_free(draw_prompts *prompts);
+
+/* What a picture takes on the device, loaded weights included, and whether that is there. */
+typedef struct draw_memory {
+    size_t denoising, decoding; /* bytes */
+    bool fits;                  /* one after the other, into what can be had at all */
+    bool easily;                /* and into what is free now */
+    bool together;              /* both at once */
+} draw_memory;
+
+bool draw_measure(pipeline *p, const draw_settings *s, const draw_prompts *prompts, draw_memory *memory, error *err);
+/* Chooses one_by_one where memory needs it, and keep_models where pictures follow and there is room. memory: as of then. False when the
+   picture cannot fit: the error names a size that would. */
+bool draw_fit_memory(pipeline *p, draw_settings *s, const draw_prompts *prompts, bool more_follow, draw_memory *memory, error *err);
 
 /* Called after every step; cancel stops the drawing before the next one. Both may be NULL. */
 typedef struct draw_watch {

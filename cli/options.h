@@ -90,6 +90,7 @@ struct options {
 
     int help, quiet, verbose, json;
     const char *device, *precision, *cpu_kernels;
+    double memory_limit; /* GiB */
     int64_t threads, seed;
 
     const char *model, *vae, *tokenizer, *output, *output_dir, *output_name, *input;

@@ -151,7 +151,7 @@ const option option_table[] = {
     {"max-grad-norm", NULL, OPTION_REAL, LEARN, FIELD(max_grad_norm), 0, 1e6, .fallback = "1", .value = "X", .group = "Training",
      .help = "gradients are scaled down to this norm; 0 leaves them"},
     {"gradient-checkpointing", NULL, OPTION_SWITCH, LEARN, FIELD(checkpointing), .group = "Training",
-     .help = "trade time for memory (default: only when memory needs it)"},
+     .help = "compute activations twice instead of keeping them: less memory, more time (default: only when memory needs it)"},
     {"sample-prompts", NULL, OPTION_FILE, COMMAND_TRAIN, FIELD(sample_prompts), .value = "FILE", .group = "Training",
      .help = "draw these while training; a line is: prompt --n negative --w 512 --h 512 --d seed --l cfg --s steps"},
     {"sample-every-n-steps", NULL, OPTION_INT, COMMAND_TRAIN, FIELD(sample_every_steps), 1, 1e9, .value = "N", .group = "Training",
@@ -202,6 +202,9 @@ const option option_table[] = {
      .help = "CPU threads (0: one for each processor)"},
     {"cpu-kernels", NULL, OPTION_CHOICE, COMPUTE, FIELD(cpu_kernels), .choices = kernel_sets, .fallback = "auto", .value = "SET",
      .group = "Computing", .help = "instructions that matrix products use on the CPU; portable leaves them to OpenBLAS"},
+
+    {"memory-limit", NULL, OPTION_REAL, COMMAND_TRAIN | COMMAND_GENERATE, FIELD(memory_limit), 0.001, 1048576, .value = "GIB",
+     .group = "Computing", .help = "memory of the device that may be used (default: what is free)"},
 
     {"json", NULL, OPTION_SWITCH, COMMAND_INSPECT | COMMAND_DEVICES | COMMAND_BENCH, FIELD(json), .fallback = "0", .group = "Talk",
      .help = "results for machines"},

@@ -70,11 +70,12 @@ options_size session_native_size(const session *s) {
 bool session_open_device(session *s, const options *o, error *err) {
     s->device = device_open(o->device, o->precision, (int)o->threads, err);
     if (!s->device || !device_set_kernels(s->device, o->cpu_kernels, err)) return false;
+    if (o->memory_limit > 0) s->device->memory_limit = (uint64_t)(o->memory_limit * 1073741824.0);
     if (s->device->gpu)
         terminal_say("device: %s, %s", s->device->name, device_precision(s->device));
     else
         terminal_say("device: CPU, %d thread%s, %s, %s kernels", s->device->threads, s->device->threads == 1 ? "" : "s",
-                     device_precision(s->device), s->device->kernels ? s->device->kernels->name : "portable");
+                     device_precision(s->device), device_kernels_name(s->device));
     return true;
 }
 

@@ -1,5 +1,7 @@
 #include "cli/terminal.h"
 
+#include "base/bytes.h"
+
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -101,14 +103,7 @@ const char *terminal_duration(double seconds, char out[24]) {
     return out;
 }
 
-const char *terminal_bytes(uint64_t bytes, char out[24]) {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    double value = (double)bytes;
-    int unit = 0;
-    while (value >= 1024 && unit < 6) value /= 1024, unit++;
-    snprintf(out, 24, "%.*f %s", unit == 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2, value, units[unit]);
-    return out;
-}
+const char *terminal_bytes(uint64_t bytes, char out[24]) { return bytes_text(bytes, out); }
 
 void progress_begin(progress *p, const char *what, int64_t first, int64_t total) {
     double now = terminal_clock();

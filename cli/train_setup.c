@@ -164,6 +164,7 @@ train_options train_make_options(const options *o, options_size resolution, doub
     t.save_type = save_type(o);
     t.save_every_steps = o->save_every_steps;
     t.save_every_epochs = o->save_every_epochs;
+    t.state_every_seconds = 600; /* what a crash, a power cut or a lost device may cost */
     t.metadata = o->metadata == 1;
     t.comment = o->comment;
     t.cache_folder = cache;

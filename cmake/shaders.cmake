@@ -20,20 +20,23 @@ execute_process(
   COMMAND ${VULORA_MATRIX_COMPILE} --quiet -V --target-env vulkan1.2 -DT0=float -DT0_4=vec4
           -o ${CMAKE_BINARY_DIR}/matrix_probe.spv ${CMAKE_SOURCE_DIR}/shaders/gemm_matrix.comp
   RESULT_VARIABLE VULORA_MATRIX_FAILED OUTPUT_QUIET ERROR_QUIET)
-set(VULORA_MATRIX_SHADERS gemm_matrix:1 attention_matrix:0)
+set(VULORA_MATRIX_SHADERS gemm_matrix:1 attention_matrix:0 attention_matrix_keys:0 attention_matrix_queries:0)
 
 # "name:n": name.comp has n bindings whose elements may be float (f) or float16_t (h); all 2^n variants are built. Variant gemm_fhf is
-# gemm.comp with T0 = float, T1 = float16_t, T2 = float (and T0_4 ... for the vectors of four).
+# gemm.comp with T0 = float, T1 = float16_t, T2 = float (and T0_4 ... for the vectors of four, T0_WORDS ... for what
+# holds one of those).
 set(VULORA_SHADERS
   gemm:3 gemm_half:1 gemm_finish:1 reduce:0
   attention_half:1 attention_forward:3 attention_delta:2 attention_backward_keys:3 attention_backward_queries:3
-  group_norm_stats:1 group_norm_finish:0 group_norm_apply:2 group_norm_backward_stats:2 group_norm_backward_apply:3
+  attention_half_keys:1 attention_half_queries:1 attention_join:1
+  group_norm:2 group_norm_stats:1 group_norm_finish:0 group_norm_apply:2
+  group_norm_backward:3 group_norm_backward_stats:2 group_norm_backward_apply:3
   layer_norm:2 layer_norm_backward:3
   activation:2 activation_backward:3 geglu:2 geglu_backward:3 add:3
   scale_columns:2 column_sum:2 matmul:1 products:1 products_backward:0
-  mix:2 mix_weight:2 rotate:2 rotate_weight:2 take_backward:0 cayley:0 cayley_sum:0 cayley_backward:0 cayley_finish:0
+  mix:2 mix_weight:2 rotate:2 rotate_weight:2 take:0 take_backward:0 cayley:0 cayley_sum:0 cayley_backward:0 cayley_finish:0
   dora_norm:1 dora_factor:0 dora_slope:0 dora_backward:1
-  copy:2 upsample:2 upsample_backward:2 sum_pixels:2
+  concat:3 split:3 upsample:2 upsample_backward:2 sum_pixels:2
   mse:2 mse_backward:3 sum:0 square_sum:0 grad_norm:0 adamw:0)
 
 # The letters of variant number `bits` of n.
@@ -65,9 +68,9 @@ function(vulora_shader_compile file name word)
     foreach(i RANGE 0 ${last})
       string(SUBSTRING ${word} ${i} 1 letter)
       if(letter STREQUAL h)
-        list(APPEND defines -DT${i}=float16_t -DT${i}_4=f16vec4)
+        list(APPEND defines -DT${i}=float16_t -DT${i}_4=f16vec4 -DT${i}_WORDS=uvec2)
       else()
-        list(APPEND defines -DT${i}=float -DT${i}_4=vec4)
+        list(APPEND defines -DT${i}=float -DT${i}_4=vec4 -DT${i}_WORDS=uvec4)
       endif()
     endforeach()
   endif()

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #ifdef VULORA_CPU_X86
+#include <xmmintrin.h>
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -45,11 +46,19 @@ const cpu_kernels *cpu_kernels_at(int i) {
         if (SETS[s].runs() && i-- == 0) return SETS[s].kernels;
     return NULL;
 }
+
+void cpu_tiny_to_zero(int threads) {
+    enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x40 };
+#pragma omp parallel num_threads(threads)
+    _mm_setcsr(_mm_getcsr() | FLUSH_TO_ZERO | DENORMALS_ARE_ZERO);
+}
 #else
 const cpu_kernels *cpu_kernels_at(int i) {
     (void)i;
     return NULL;
 }
+
+void cpu_tiny_to_zero(int threads) { (void)threads; }
 #endif
 
 bool cpu_kernels_find(const char *name, const cpu_kernels **kernels, error *err) {

@@ -5,12 +5,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What a constant is made from; lives as long as the weights. */
+typedef struct source {
+    const checkpoint *checkpoint;
+    const checkpoint_tensor *tensor;
+    int64_t taps;
+} source;
+
 struct weights {
     const checkpoint *checkpoint;
     checkpoint_part part;
     device *device;
     tensor_pool *pool;
-    tensor **loaded; /* by position in the checkpoint's table; NULL: not asked for yet */
+    tensor **declared; /* by position in the checkpoint's table; NULL: not asked for yet */
+    source *sources;   /* the same */
 };
 
 weights *weights_open(const checkpoint *c, checkpoint_part part, device *d) {
@@ -19,14 +27,19 @@ weights *weights_open(const checkpoint *c, checkpoint_part part, device *d) {
     w->part = part;
     w->device = d;
     w->pool = tensor_pool_create(d);
-    w->loaded = memory_new(c->parts[part].count, sizeof(tensor *));
+    w->declared = memory_new(c->parts[part].count, sizeof(tensor *));
+    w->sources = memory_new(c->parts[part].count, sizeof(source));
     return w;
 }
 
 void weights_close(weights *w) {
     if (!w) return;
     tensor_pool_free(w->pool);
-    free(w->loaded);
+    /* Also those that were used where they lie in the file, and the token embedding, which is read there. */
+    const checkpoint_table *part = &w->checkpoint->parts[w->part];
+    for (size_t i = 0; i < part->count; i++) checkpoint_forget(w->checkpoint, &part->tensors[i]);
+    free(w->declared);
+    free(w->sources);
     free(w);
 }
 
@@ -57,41 +70,42 @@ static void *taps_first(const checkpoint_tensor *c, int64_t taps) {
     return out;
 }
 
-/* Constants that are copied to the device, or rearranged, leave nothing of the file in memory. */
-static tensor *upload(weights *w, const checkpoint_tensor *c, error *err) {
-    int64_t taps = c->rank == 4 ? c->dims[2] * c->dims[3] : 1;
-    tensor *made;
-    if (taps == 1) {
-        made = tensor_pool_constant(w->pool, c->name, c->type, c->rank == 4 ? 2 : c->rank, c->dims, c->data, err);
-    } else {
-        void *data = taps_first(c, taps);
-        if (!data) {
-            error_set(err, "%s: not enough memory for %zu bytes", c->name, c->bytes);
-            return NULL;
-        }
-        made = tensor_pool_constant_owned(w->pool, c->name, c->type, 3, (int64_t[]){taps, c->dims[0], c->dims[1]}, data, err);
-    }
-    if (made && made->cpu != c->data) checkpoint_forget(w->checkpoint, c);
-    return made;
+static const void *source_get(void *user, void **owned, error *err) {
+    const source *s = user;
+    if (s->taps == 1) return s->tensor->data;
+    *owned = taps_first(s->tensor, s->taps);
+    if (!*owned) error_set(err, "%s: not enough memory for %zu bytes", s->tensor->name, s->tensor->bytes);
+    return *owned;
 }
 
-static tensor *load(weights *w, tape *t, const checkpoint_tensor *c) {
-    tensor **slot = &w->loaded[c - w->checkpoint->parts[w->part].tensors];
-    if (!*slot) {
-        error err;
-        *slot = upload(w, c, &err);
-        if (!*slot) tape_fail(t, "%s", err.text);
-    }
+/* Constants that are copied to the device, or rearranged, leave nothing of the file in memory. */
+static void source_done(void *user) {
+    const source *s = user;
+    checkpoint_forget(s->checkpoint, s->tensor);
+}
+
+static tensor *declare(weights *w, const checkpoint_tensor *c) {
+    int64_t taps = c->rank == 4 ? c->dims[2] * c->dims[3] : 1;
+    source *s = &w->sources[c - w->checkpoint->parts[w->part].tensors];
+    *s = (source){w->checkpoint, c, taps};
+    constant_source from = {source_get, source_done, s};
+    if (taps == 1) return tensor_pool_declare(w->pool, c->name, c->type, c->rank == 4 ? 2 : c->rank, c->dims, from);
+    return tensor_pool_declare(w->pool, c->name, c->type, 3, (int64_t[]){taps, c->dims[0], c->dims[1]}, from);
+}
+
+static tensor *declared(weights *w, const checkpoint_tensor *c) {
+    tensor **slot = &w->declared[c - w->checkpoint->parts[w->part].tensors];
+    if (!*slot) *slot = declare(w, c);
     return *slot;
 }
 
-tensor *weights_get_optional(weights *w, tape *t, const char *name) {
+tensor *weights_get_optional(weights *w, const char *name) {
     const checkpoint_tensor *c = checkpoint_find(w->checkpoint, w->part, name);
-    return c ? load(w, t, c) : NULL;
+    return c ? declared(w, c) : NULL;
 }
 
 tensor *weights_get(weights *w, tape *t, const char *name) {
     error err;
     const checkpoint_tensor *c = checkpoint_need(w->checkpoint, w->part, name, &err);
-    return c ? load(w, t, c) : tape_fail(t, "%s", err.text);
+    return c ? declared(w, c) : tape_fail(t, "%s", err.text);
 }

@@ -1,6 +1,8 @@
 #include "graph/plan.h"
 
 #include "base/memory.h"
+#include "graph/fuse.h"
+#include "graph/narrow.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +24,8 @@ typedef struct layout {
     tensor **tensors; /* every temporary and input in use */
     int *item_of;     /* index into items */
     int tensor_count;
+    tensor **constants; /* every constant in use */
+    int constant_count;
     size_t bytes, block_bytes;
 } layout;
 
@@ -53,18 +57,23 @@ struct plan {
 /* ---- lifetimes ---- */
 
 static bool planned(const tensor *x) { return x && (x->home == TENSOR_TEMPORARY || x->home == TENSOR_INPUT); }
+static bool constant(const tensor *x) { return x && x->home == TENSOR_CONSTANT; }
 
-static void add_tensor(layout *l, tensor *x) {
-    l->tensors = memory_grow(l->tensors, (size_t)l->tensor_count + 1, sizeof(tensor *));
-    l->tensors[l->tensor_count++] = x;
+static void add_tensor(tensor ***list, int *count, tensor *x) {
+    *list = memory_grow(*list, (size_t)*count + 1, sizeof(tensor *));
+    (*list)[(*count)++] = x;
 }
 
 static void touch(layout *l, tensor *x, int record_index, int length) {
+    if (constant(x) && x->first == -1) {
+        x->first = 0;
+        add_tensor(&l->constants, &l->constant_count, x);
+    }
     if (!planned(x)) return;
     if (x->first == -1) {
         x->first = x->home == TENSOR_INPUT ? 0 : record_index;
         x->block = -1;
-        add_tensor(l, x);
+        add_tensor(&l->tensors, &l->tensor_count, x);
     }
     x->last = x->home == TENSOR_INPUT || x->keep ? length : record_index;
 }
@@ -74,7 +83,7 @@ static void find_lifetimes(layout *l, tape *t) {
     for (int i = 0; i < length; i++) {
         record *r = tape_record(t, i);
         for (int k = 0; k < RECORD_INPUTS; k++)
-            if (planned(r->in[k])) r->in[k]->first = -1;
+            if (planned(r->in[k]) || constant(r->in[k])) r->in[k]->first = -1;
         for (int k = 0; k < RECORD_OUTPUTS; k++)
             if (planned(r->out[k])) r->out[k]->first = -1;
         size_t scratch = r->op->scratch ? r->op->scratch(r, tape_device(t)) : 0;
@@ -168,6 +177,7 @@ static void layout_free(layout *l) {
     free(l->items);
     free(l->tensors);
     free(l->item_of);
+    free(l->constants);
 }
 
 /* How much of the arena may lie in one piece. */
@@ -180,24 +190,47 @@ static bool layout_make(layout *l, tape *t, error *err) {
     *l = (layout){.block_bytes = block_limit(d)};
     if (tape_error(t)) return error_set(err, "%s", tape_error(t));
     size_t range = d->gpu ? gpu_get_limits(d->gpu)->range_bytes : l->block_bytes;
+    if (l->block_bytes < range) range = l->block_bytes;
+    tape_fuse(t);
+    tape_narrow(t);
     find_lifetimes(l, t);
     for (int i = 0; i < l->tensor_count; i++) {
         char shape[64];
-        if (l->tensors[i]->bytes > range || l->tensors[i]->bytes > l->block_bytes)
-            return error_set(err,
-                             "%s: a tensor of shape %s takes %zu MiB, more than the %zu MiB this device can address at once; use a smaller "
-                             "size, --precision fp16 or --device cpu",
-                             d->name, tensor_shape_text(l->tensors[i], shape), l->tensors[i]->bytes >> 20, range >> 20);
+        if (l->tensors[i]->bytes > range)
+            return error_set(
+                err,
+                "%s: a tensor of shape %s takes %.1f MiB, more than the %.1f MiB this device can address at once; use a smaller "
+                "size, --precision fp16 or --device cpu",
+                d->name, tensor_shape_text(l->tensors[i], shape), (double)l->tensors[i]->bytes / (1 << 20), (double)range / (1 << 20));
     }
     assign_storages(l, t);
     place(l);
     return true;
 }
 
-bool plan_measure(tape *t, size_t *bytes, error *err) {
+/* The most that storages take together while one record runs. */
+static size_t live_peak(const layout *l, int length) {
+    size_t *change = memory_new((size_t)length + 2, sizeof *change), now = 0, most = 0;
+    for (int i = 0; i < l->count; i++) {
+        change[l->items[i].first] += l->items[i].bytes;
+        change[l->items[i].last + 1] -= l->items[i].bytes; /* modulo 2^64: sums come out right */
+    }
+    for (int i = 0; i <= length; i++) {
+        now += change[i];
+        if (now > most) most = now;
+    }
+    free(change);
+    return most;
+}
+
+bool plan_measure(tape *t, plan_size *size, error *err) {
     layout l;
     bool ok = layout_make(&l, t, err);
-    *bytes = l.bytes;
+    *size = (plan_size){.arena = l.bytes, .live = ok ? live_peak(&l, tape_length(t)) : 0};
+    for (int i = 0; i < l.constant_count; i++) {
+        size->constants += l.constants[i]->bytes;
+        if (!tensor_is_loaded(l.constants[i])) size->missing += l.constants[i]->bytes;
+    }
     layout_free(&l);
     return ok;
 }
@@ -225,6 +258,13 @@ static void release_blocks(shared_arena *a) {
     free(a);
 }
 
+/* The first touch of a page costs more than clearing it: all threads do it. */
+static void clear(char *memory, size_t bytes) {
+    const size_t piece = (size_t)4 << 20;
+#pragma omp parallel for schedule(static)
+    for (size_t at = 0; at < bytes; at += piece) memset(memory + at, 0, bytes - at < piece ? bytes - at : piece);
+}
+
 shared_arena *arena_create(device *d, size_t bytes, error *err) {
     shared_arena *a = memory_new(1, sizeof *a);
     a->device = d;
@@ -236,7 +276,7 @@ shared_arena *arena_create(device *d, size_t bytes, error *err) {
     } else {
         a->memory = memory_try_aligned(bytes);
         ok = a->memory || error_set(err, "not enough memory: this run needs %zu MiB; use a smaller size or batch", bytes >> 20);
-        if (ok) memset(a->memory, 0, bytes);
+        if (ok) clear(a->memory, bytes);
     }
     if (!ok) {
         release_blocks(a);
@@ -294,7 +334,8 @@ plan *plan_create_in(tape *t, shared_arena *shared, error *err) {
     layout l;
     bool ok = layout_make(&l, t, err);
     p->bytes = l.bytes;
-    ok = ok && take_arena(p, shared, err);
+    if (ok) tape_pack(t);
+    ok = ok && tensor_load_constants(l.constants, l.constant_count, err) && take_arena(p, shared, err);
     if (ok) set_addresses(p, &l);
     layout_free(&l);
     if (ok && p->device->gpu) ok = record_all(p, err);
@@ -344,6 +385,15 @@ bool plan_run(plan *p, error *err) {
         start = end;
     }
     return true;
+}
+
+void plan_count(const plan *p, gpu_counts *sum) {
+    if (!p->recording) return;
+    gpu_counts own = gpu_recording_count(p->recording);
+    sum->dispatches += own.dispatches;
+    sum->barriers += own.barriers;
+    sum->submissions += own.submissions;
+    if (own.longest_s > sum->longest_s) sum->longest_s = own.longest_s;
 }
 
 void plan_profile(const plan *p, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user) {

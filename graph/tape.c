@@ -104,6 +104,11 @@ record *tape_append(tape *t, const op *operation, tensor *const *in, int inputs,
 int tape_length(const tape *t) { return t->length; }
 record *tape_record(const tape *t, int index) { return t->records[index]; }
 
+void tape_remove(tape *t, int index) {
+    free(t->records[index]);
+    memmove(t->records + index, t->records + index + 1, (size_t)(--t->length - index) * sizeof *t->records);
+}
+
 void tape_segment(tape *t) {
     t->segments = memory_grow(t->segments, (size_t)t->segment_count + 1, sizeof(int));
     t->segments[t->segment_count++] = t->length;
@@ -128,10 +133,37 @@ static void note_makers_and_readers(tape *t, int length) {
             if (t->records[i]->in[k]) t->records[i]->in[k]->last = i;
 }
 
-/* A copy of x that its record will be run again for, or x itself when x is kept anyway: it comes from outside [begin, end) or is read
-   outside. Copies are found again through copies[maker][output]. */
+/* Appends a record again for new outputs, copies of the old ones. */
+static record *append_again(tape *t, const record *r, tensor *const *in) {
+    tensor *out[RECORD_OUTPUTS] = {0};
+    int outputs = 0;
+    for (; outputs < RECORD_OUTPUTS && r->out[outputs]; outputs++) {
+        const tensor *x = r->out[outputs];
+        out[outputs] = tensor_new(t, TENSOR_TEMPORARY, NULL, x->type, x->rank, x->dim);
+        out[outputs]->origin = r->out[outputs];
+    }
+    record *copy = tape_append(t, r->op, in, RECORD_INPUTS, out, outputs);
+    memcpy(copy->i, r->i, sizeof r->i);
+    memcpy(copy->f, r->f, sizeof r->f);
+    for (int k = 0; k < outputs; k++) out[k]->needs_grad = r->out[k]->needs_grad;
+    return copy;
+}
+
+/* What the backward part reads in place of x: x itself, or the copy that a cheap op makes again when it is first asked for. */
+static tensor *cheap_again(tape *t, tensor *x) {
+    if (!x || x->home != TENSOR_TEMPORARY || x->origin || x->keep || !x->needs_grad) return x;
+    const record *maker = t->records[x->first];
+    if (x->again || !maker->op->cheap || maker->out[0] != x) return x->again ? x->again : x;
+    tensor *in[RECORD_INPUTS];
+    for (int k = 0; k < RECORD_INPUTS; k++) in[k] = cheap_again(t, maker->in[k]);
+    return x->again = append_again(t, maker, in)->out[0];
+}
+
+/* The same inside a segment that is recomputed: the copy made there, found through copies[maker][output]. What is read outside of the
+   segment is kept. */
 static tensor *recomputed(tape *t, tensor *x, int begin, int end, tensor *(*copies)[RECORD_OUTPUTS]) {
-    if (!x || x->home != TENSOR_TEMPORARY || x->first < begin || x->first >= end || x->last >= end || x->keep) return x;
+    if (!x || x->home != TENSOR_TEMPORARY || x->first < begin || x->first >= end) return cheap_again(t, x);
+    if (x->last >= end || x->keep) return x;
     const record *maker = t->records[x->first];
     for (int k = 0; k < RECORD_OUTPUTS; k++)
         if (maker->out[k] == x) return copies[x->first - begin][k];
@@ -139,32 +171,22 @@ static tensor *recomputed(tape *t, tensor *x, int begin, int end, tensor *(*copi
 }
 
 /* Appends the records [begin, end) again. The result holds for each the record to take the gradient rule from. */
-static record **recompute_segment(tape *t, int begin, int end) {
+static record *recompute_segment(tape *t, int begin, int end) {
     size_t n = (size_t)(end - begin);
     tensor *(*copies)[RECORD_OUTPUTS] = memory_new(n, sizeof *copies);
-    record **again = memory_new(n, sizeof *again);
+    record *rules = memory_new(n, sizeof *rules);
     for (int i = begin; i < end; i++) {
         const record *r = t->records[i];
-        tensor *in[RECORD_INPUTS] = {0}, *out[RECORD_OUTPUTS] = {0};
-        int outputs = 0;
+        tensor *in[RECORD_INPUTS];
         for (int k = 0; k < RECORD_INPUTS; k++) in[k] = recomputed(t, r->in[k], begin, end, copies);
-        for (int k = 0; k < RECORD_OUTPUTS && r->out[k]; k++, outputs++) {
-            out[k] = tensor_new(t, TENSOR_TEMPORARY, NULL, r->out[k]->type, r->out[k]->rank, r->out[k]->dim);
-            out[k]->origin = r->out[k];
-            copies[i - begin][k] = out[k];
-        }
-        record *copy = tape_append(t, r->op, in, RECORD_INPUTS, out, outputs);
-        memcpy(copy->i, r->i, sizeof r->i);
-        memcpy(copy->f, r->f, sizeof r->f);
-        for (int k = 0; k < outputs; k++) out[k]->needs_grad = r->out[k]->needs_grad;
+        const record *copy = append_again(t, r, in);
+        memcpy(copies[i - begin], copy->out, sizeof copy->out);
         /* The rule reads kept outputs where they are kept. */
-        record *rule = memory_new(1, sizeof *rule);
-        *rule = *copy;
-        for (int k = 0; k < outputs; k++) rule->out[k] = recomputed(t, r->out[k], begin, end, copies);
-        again[i - begin] = rule;
+        rules[i - begin] = *copy;
+        for (int k = 0; k < RECORD_OUTPUTS; k++) rules[i - begin].out[k] = recomputed(t, r->out[k], begin, end, copies);
     }
     free(copies);
-    return again;
+    return rules;
 }
 
 static void backward_record(tape *t, const record *r) {
@@ -172,14 +194,11 @@ static void backward_record(tape *t, const record *r) {
 }
 
 static void backward_segment(tape *t, int begin, int end, bool recompute) {
-    if (!recompute) {
-        for (int i = end - 1; i >= begin; i--) backward_record(t, t->records[i]);
-        return;
-    }
-    record **rules = recompute_segment(t, begin, end);
+    record *rules = recompute ? recompute_segment(t, begin, end) : NULL;
     for (int i = end - 1; i >= begin; i--) {
-        backward_record(t, rules[i - begin]);
-        free(rules[i - begin]);
+        record rule = rules ? rules[i - begin] : *t->records[i];
+        for (int k = 0; !rules && k < RECORD_INPUTS; k++) rule.in[k] = cheap_again(t, rule.in[k]);
+        backward_record(t, &rule);
     }
     free(rules);
 }

@@ -13,6 +13,13 @@ enum { RECORD_INPUTS = 10, RECORD_OUTPUTS = 3, RECORD_INTS = 12, RECORD_FLOATS =
 typedef struct record record;
 typedef struct tape tape;
 
+/* Tensors of a record that may be stored in bf16 without changing any result: bit k stands for in[k], or out[k]. */
+typedef struct narrowing {
+    unsigned in;      /* read only after rounding to bf16 */
+    unsigned out;     /* can be written so */
+    unsigned weights; /* constants that may be packed for products (cpu_kernels.pack) */
+} narrowing;
+
 /* One row of the op table (ops/ops.c): everything the tape, the planner and the executors know about an operation. */
 typedef struct op {
     const char *name;
@@ -22,10 +29,17 @@ typedef struct op {
     size_t (*scratch)(const record *r, const device *d);
     /* Multiply-adds count two. NULL: negligible. */
     double (*flops)(const record *r);
+    /* On a CPU that computes in bf16. NULL: no tensor. */
+    narrowing (*narrow)(const record *r, const device *d);
+    /* On the CPU: whether r can do what `reader` does too, the only reader of its output; then its output is now reader's. NULL: never. */
+    bool (*absorb)(record *r, const record *reader, const device *d);
     void (*run_cpu)(const record *r, const device *d);
     void (*run_vulkan)(const record *r, gpu_recording *rec);
     /* Input whose memory out[0] may take over when this record is its last reader (same shape and type), or -1. */
     int in_place;
+    /* Little work for its memory, and inputs that the backward part needs anyway or that are no larger: out[0] is not kept for the
+       backward part but computed again there. The op's gradient rule must not read it. */
+    bool cheap;
 } op;
 
 struct record {
@@ -59,6 +73,7 @@ record *tape_append(tape *t, const op *operation, tensor *const *in, int inputs,
 
 int tape_length(const tape *t);
 record *tape_record(const tape *t, int index);
+void tape_remove(tape *t, int index);
 
 /* From here to the next call is one segment: with checkpointing on, only tensors that cross a segment's border are kept for the
    backward part, the others are computed again there. */

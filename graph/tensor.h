@@ -18,14 +18,16 @@ typedef enum tensor_home {
 
 typedef struct tensor {
     tensor_home home;
-    dtype type; /* F32 or F16; constants on the CPU also BF16 */
+    dtype type; /* F32 or F16; on the CPU constants, and temporaries after tape_narrow, also BF16 */
     int rank;
     int64_t dim[TENSOR_RANK];
     const char *name;      /* for messages; NULL for temporaries */
     bool needs_grad;       /* a trained parameter, or computed from one */
     struct tensor *grad;   /* same shape; of a parameter: a parameter that backward ops add to; of a temporary: set by tape_backward */
     struct tensor *origin; /* of a copy recomputed for the backward part: the tensor it is a copy of */
+    struct tensor *again;  /* of a cheap op's output: its copy in the backward part, once there is one */
     bool keep;             /* read by the host after a run: its memory is not reused */
+    bool packed;           /* of a constant on the CPU: laid out by cpu_kernels.pack */
     int first, last;       /* records that write it first and read it last; filled in by the planner */
     size_t bytes;          /* of its elements */
     size_t offset;         /* in the arena, for temporaries and inputs */

@@ -12,6 +12,7 @@ void adapter_free(adapter *a) {
         for (int j = 0; j < ADAPTER_MODULE_TENSORS; j++) free(a->modules[i].tensors[j].name);
     free(a->modules);
     tensor_pool_free(a->pool);
+    tensor_pool_free(a->gradients);
     free(a->path);
     free(a);
 }
@@ -150,7 +151,7 @@ static bool put_parameter(adapter *a, adapter_tensor *t, int rank, const int64_t
     t->value = tensor_pool_parameter(a->pool, t->name, rank, dim, err);
     if (!t->value) return false;
     t->value->needs_grad = true;
-    t->value->grad = tensor_pool_parameter(a->pool, t->name, rank, dim, err);
+    t->value->grad = tensor_pool_parameter(a->gradients, t->name, rank, dim, err);
     return t->value->grad && tensor_write(a->device, t->value, values, err);
 }
 

@@ -49,7 +49,7 @@ typedef struct adapter_trainee {
 typedef struct adapter {
     char *path; /* the file it came from; NULL: new */
     device *device;
-    tensor_pool *pool;
+    tensor_pool *pool, *gradients; /* apart, so that the optimizer finds each kind side by side */
     bool trainable;
     const adapter_trainee *trainee; /* of a new one */
     adapter_module *modules;        /* by flat name */

@@ -162,7 +162,12 @@ adapter *adapter_create(const adapter_options *o, const module_table *table, dev
     adapter *a = NULL;
     if (check_selection(o, targets, table, wanted, count, left_out, err)) {
         a = memory_new(1, sizeof *a);
-        *a = (adapter){.device = d, .trainable = true, .trainee = trainee, .table = table, .pool = tensor_pool_create(d)};
+        *a = (adapter){.device = d,
+                       .trainable = true,
+                       .trainee = trainee,
+                       .table = table,
+                       .pool = tensor_pool_create(d),
+                       .gradients = tensor_pool_create(d)};
         a->modules = memory_new((size_t)count, sizeof *a->modules);
         if (!init_modules(a, o, wanted, err)) {
             adapter_free(a);

@@ -31,7 +31,7 @@ static tensor *layer_bias(const layer_scope *s, const char *name) {
     tensor_name_of(&n, name, "bias");
     bool optional =
         weights_part(s->weights) == CHECKPOINT_UNET && (ends_with(name, ".to_q") || ends_with(name, ".to_k") || ends_with(name, ".to_v"));
-    return optional ? weights_get_optional(s->weights, s->tape, n.text) : weights_get(s->weights, s->tape, n.text);
+    return optional ? weights_get_optional(s->weights, n.text) : weights_get(s->weights, s->tape, n.text);
 }
 
 static tensor *layer_product(const layer_scope *s, tensor *x, const layer_addend *add, const conv_shape *conv, const char *name) {

@@ -108,7 +108,12 @@ adapter *adapter_load(const char *path, const module_table *table, device *d, bo
     adapter_file file;
     if (!adapter_file_open(&file, path, err)) return NULL;
     adapter *a = memory_new(1, sizeof *a);
-    *a = (adapter){.path = memory_string(path), .device = d, .trainable = trainable, .table = table, .pool = tensor_pool_create(d)};
+    *a = (adapter){.path = memory_string(path),
+                   .device = d,
+                   .trainable = trainable,
+                   .table = table,
+                   .pool = tensor_pool_create(d),
+                   .gradients = tensor_pool_create(d)};
     bool ok = load_groups(a, &file, &own, err);
     adapter_file_close(&file);
     if (ok && report) {

@@ -72,6 +72,16 @@ static cpu_attention shape_call(const record *r, const device *d) {
                            .bf16 = d->bf16};
 }
 
+static narrowing forward_narrow(const record *r, const device *d) {
+    (void)r;
+    return d->kernels ? (narrowing){.in = 1u << IN_Q | 1u << IN_K | 1u << IN_V, .out = 1} : (narrowing){0};
+}
+/* All but lse: delta is the sum of products of rounded numbers too. */
+static narrowing grad_narrow(const record *r, const device *d) {
+    (void)r;
+    return d->kernels ? (narrowing){.in = 0x1f, .out = 7} : (narrowing){0};
+}
+
 /* Flops of one call below which waking threads costs more than they save. */
 static const double SMALL_CALL = 1 << 23;
 
@@ -81,6 +91,7 @@ static void forward_kernels(const record *r, const device *d) {
     cpu_attention a = shape_call(r, d);
     a.q = r->in[IN_Q]->cpu, a.k = r->in[IN_K]->cpu, a.v = r->in[IN_V]->cpu;
     a.o = r->out[0]->cpu, a.lse = r->out[1]->cpu;
+    a.q_type = r->in[IN_Q]->type, a.k_type = r->in[IN_K]->type, a.v_type = r->in[IN_V]->type, a.o_type = r->out[0]->type;
     d->kernels->attention(&a, call_threads(d, forward_flops(r)), r->scratch->cpu);
 }
 
@@ -89,12 +100,15 @@ static void grad_kernels(const record *r, const device *d) {
     a.dout = r->in[0]->cpu, a.q = r->in[1]->cpu, a.k = r->in[2]->cpu, a.v = r->in[3]->cpu;
     a.o = r->in[4]->cpu, a.lse = r->in[5]->cpu; /* read only */
     a.dq = r->out[0]->cpu, a.dk = r->out[1]->cpu, a.dv = r->out[2]->cpu;
+    a.dout_type = r->in[0]->type, a.q_type = r->in[1]->type, a.k_type = r->in[2]->type, a.v_type = r->in[3]->type;
+    a.o_type = r->in[4]->type;
+    a.dq_type = r->out[0]->type, a.dk_type = r->out[1]->type, a.dv_type = r->out[2]->type;
     d->kernels->attention_grad(&a, call_threads(d, grad_flops(r)), r->scratch->cpu);
 }
 
 /* ---- CPU: BLAS ---- */
 
-static size_t delta_bytes(const record *r);
+static size_t grad_bytes(const record *r, const gpu *on);
 static size_t blas_scratch(const record *r, const device *d) { return (size_t)(d->threads * BLOCK * r->i[I_TK]) * sizeof(float); }
 
 static size_t forward_scratch(const record *r, const device *d) {
@@ -104,7 +118,7 @@ static size_t forward_scratch(const record *r, const device *d) {
     return d->kernels->attention_scratch(&a, call_threads(d, forward_flops(r)));
 }
 static size_t grad_scratch(const record *r, const device *d) {
-    if (d->gpu) return delta_bytes(r);
+    if (d->gpu) return grad_bytes(r, d->gpu);
     if (!d->kernels) return 2 * blas_scratch(r, d);
     cpu_attention a = shape_call(r, d);
     return d->kernels->attention_grad_scratch(&a, call_threads(d, grad_flops(r)));
@@ -263,11 +277,13 @@ static void bind_forward(kernel_call *k, const record *r) {
 }
 
 static void forward_half(const record *r, gpu_recording *rec, const gpu_info *info) {
-    int64_t rows = r->i[I_WIDTH] > HALF_PLACES / 2 ? 2 : 4; /* of a thread; more would need more shared memory than there is */
+    /* Shared memory has no room for four queries a thread and whole blocks of keys of a wide head. Conversions weigh more than barriers. */
+    bool wide = r->i[I_WIDTH] > HALF_PLACES / 2;
+    int64_t rows = wide && info->mixed_fma ? 2 : 4, keys = wide && !info->mixed_fma ? HALF_KEYS / 2 : HALF_KEYS;
     kernel_call k = kernel_named("attention_half");
     kernel_type(&k, r->out[0]);
     bind_forward(&k, r);
-    const int64_t constants[] = {r->i[I_WIDTH], rows, HALF_KEYS, r->i[I_TK] % HALF_KEYS != 0, !info->mixed_fma};
+    const int64_t constants[] = {r->i[I_WIDTH], rows, keys, r->i[I_TK] % keys != 0, !info->mixed_fma};
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(&k, constants[i]);
     push_shape(&k, r);
     k.subgroup = info->mixed_fma ? info->subgroup_least : 0;
@@ -324,17 +340,92 @@ static void forward_vulkan(const record *r, gpu_recording *rec) {
         forward_general(r, rec);
 }
 
-/* delta: [images, heads, tq] */
-static size_t delta_bytes(const record *r) { return (size_t)(r->i[I_IMAGES] * r->i[I_HEADS] * r->i[I_TQ]) * sizeof(float); }
+/* Kernels for graphics cards, in pairs: attention_half_keys.comp and attention_half_queries.comp (heads of a multiple of HALF_WIDTH
+   places), attention_matrix_keys.comp and attention_matrix_queries.comp. A workgroup has a block of tokens, of HELD at most, and others
+   pass. */
+enum { BACKWARD_HELD = 64, BACKWARD_PASSING = 32, HALF_WIDTH = 40, MATRIX_COUPLES = 4 /* of subgroups */ };
 
-static void delta_vulkan(const record *r, gpu_recording *rec) {
+static bool fits_large_backward(const record *r, const gpu_info *info) {
+    bool half = true;
+    for (int i = 0; i < 4; i++) half = half && r->in[i]->type == DTYPE_F16;
+    for (int i = 0; i < 3; i++) half = half && r->out[i]->type == DTYPE_F16;
+    return half && !info->small_kernels && !r->i[I_CAUSAL] && r->i[I_WIDTH] <= HALF_PLACES;
+}
+static bool fits_half_backward(const record *r, const gpu_info *info) {
+    return fits_large_backward(r, info) && r->i[I_WIDTH] % HALF_WIDTH == 0;
+}
+
+/* Shared memory of attention_matrix_keys.comp, the larger of the two, in chunks of 16 bytes: tiles as they are in memory, transposed ones,
+   strips of weights; before them a block of its own tokens, behind them results. */
+static int64_t matrix_backward_bytes(const record *r, const gpu_info *info, int64_t passing) {
+    int64_t fragment = info->matrix_size, places = kernel_groups(r->i[I_WIDTH], fragment) * fragment;
+    int64_t row = places / 8 + 1, turned = passing / 8 + 1, begin = MATRIX_COUPLES * fragment * row;
+    int64_t running = 2 * passing * row + 2 * places * turned + MATRIX_COUPLES * fragment * turned;
+    int64_t end = 2 * MATRIX_COUPLES * fragment * (fragment / 4 + 1), most = running > begin ? running : begin;
+    return 16 * (most > end ? most : end);
+}
+
+/* Tokens that pass at a time; 0: the kernels do not fit. */
+static int64_t matrix_passing(const record *r, const gpu *on) {
+    const gpu_info *info = gpu_get_info(on);
+    if (!fits_large_backward(r, info) || r->i[I_WIDTH] % 8 || !info->matrix_size || !info->matrix_halfs ||
+        info->subgroup_least % info->matrix_size ||
+        2 * MATRIX_COUPLES * info->subgroup_least > (int64_t)gpu_get_limits(on)->group_threads || !gpu_has_shader("attention_matrix_keys"))
+        return 0;
+    int64_t most = 32768 < gpu_get_limits(on)->shared_bytes ? 32768 : (int64_t)gpu_get_limits(on)->shared_bytes;
+    for (int64_t passing = BACKWARD_PASSING; passing > info->matrix_size; passing /= 2)
+        if (matrix_backward_bytes(r, info, passing) <= most) return passing;
+    bool even = kernel_groups(r->i[I_WIDTH], info->matrix_size) % 2 == 0; /* subgroups of a couple divide what there is */
+    return even && matrix_backward_bytes(r, info, info->matrix_size) <= most ? info->matrix_size : 0;
+}
+
+/* Numbers for every query: delta, then log2(e) lse, [2][images, heads, pitch], of whole blocks where blocks are read at once. */
+static int64_t rows_pitch(const record *r, const gpu *on) {
+    int64_t tq = r->i[I_TQ];
+    return matrix_passing(r, on) || fits_half_backward(r, gpu_get_info(on)) ? kernel_groups(tq, BACKWARD_HELD) * BACKWARD_HELD : tq;
+}
+static size_t rows_bytes(const record *r, const gpu *on) {
+    return (size_t)(2 * r->i[I_IMAGES] * r->i[I_HEADS] * rows_pitch(r, on)) * sizeof(float);
+}
+
+/* Few keys make few workgroups. Then several share the queries of a block of keys, `share` each, and attention_join.comp adds up. Depends
+   on sizes only, as sums should. */
+static int64_t query_share(const record *r, int64_t held) {
+    enum { ENOUGH_GROUPS = 128, LEAST_SHARE = 256 };
+    int64_t groups = kernel_groups(r->i[I_TK], held) * r->i[I_HEADS] * r->i[I_IMAGES], tq = r->i[I_TQ];
+    int64_t parts = kernel_groups(ENOUGH_GROUPS, groups), most = tq / LEAST_SHARE;
+    if (parts > most) parts = most;
+    return parts > 1 ? kernel_groups(kernel_groups(tq, parts), BACKWARD_PASSING) * BACKWARD_PASSING : tq;
+}
+
+/* Of the blocks of keys that the kernels for this device have; 0: general kernels. */
+static int64_t held_keys(const record *r, const gpu *on) {
+    const gpu_info *info = gpu_get_info(on);
+    return matrix_passing(r, on) ? MATRIX_COUPLES * info->matrix_size : fits_half_backward(r, info) ? BACKWARD_HELD : 0;
+}
+
+/* fp32 sums of dk and dv for every part of the queries, behind the rows. */
+static size_t parts_offset(const record *r, const gpu *on) {
+    const size_t alignment = gpu_get_limits(on)->offset_alignment;
+    return (rows_bytes(r, on) + alignment - 1) / alignment * alignment;
+}
+static size_t grad_bytes(const record *r, const gpu *on) {
+    int64_t held = held_keys(r, on), share = held ? query_share(r, held) : r->i[I_TQ];
+    if (share == r->i[I_TQ]) return rows_bytes(r, on);
+    int64_t elements = r->i[I_IMAGES] * r->i[I_TK] * r->i[I_HEADS] * r->i[I_WIDTH];
+    return parts_offset(r, on) + (size_t)(2 * kernel_groups(r->i[I_TQ], share) * elements) * sizeof(float);
+}
+
+static void delta_vulkan(const record *r, gpu_recording *rec, int64_t pitch) {
     kernel_call k = kernel_named("attention_delta");
     kernel_read_typed(&k, r->in[4]);
     kernel_read_typed(&k, r->in[0]);
+    kernel_read(&k, r->in[5]);
     kernel_write(&k, r->scratch);
-    const int64_t push[] = {r->i[I_IMAGES], r->i[I_TQ], r->i[I_HEADS], r->i[I_WIDTH]};
+    kernel_constant(&k, kernel_fours(r->i[I_WIDTH]));
+    const int64_t push[] = {r->i[I_IMAGES], r->i[I_TQ], r->i[I_HEADS], r->i[I_WIDTH], pitch};
     for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(&k, push[i]);
-    kernel_run_over(&k, rec, r->i[I_IMAGES] * r->i[I_TQ] * r->i[I_HEADS]);
+    kernel_run_over(&k, rec, r->i[I_IMAGES] * pitch * r->i[I_HEADS]);
 }
 
 static kernel_call grad_call(const record *r, const char *name) {
@@ -349,9 +440,7 @@ static kernel_call grad_call(const record *r, const char *name) {
     return k;
 }
 
-static void grad_vulkan(const record *r, gpu_recording *rec) {
-    delta_vulkan(r, rec);
-
+static void grad_general(const record *r, gpu_recording *rec) {
     blocks b = choose_blocks(r, 40); /* two sums per key */
     b.columns = b.rows;
     kernel_call k = grad_call(r, "attention_backward_keys");
@@ -366,13 +455,113 @@ static void grad_vulkan(const record *r, gpu_recording *rec) {
     kernel_run(&k, rec, kernel_groups(r->i[I_TQ], b.rows), r->i[I_HEADS], r->i[I_IMAGES], 3 * products(r));
 }
 
+static kernel_call large_backward_call(const record *r, const gpu *on, const char *name, int64_t pitch, int64_t share) {
+    const gpu_range rows = {r->scratch->gpu.buffer, r->scratch->gpu.offset, rows_bytes(r, on)}; /* parts lie behind */
+    kernel_call k = kernel_named(name);
+    for (int i = 1; i < 4; i++) kernel_read(&k, r->in[i]);
+    kernel_read(&k, r->in[0]);
+    kernel_bind(&k, rows, false);
+    const int64_t push[] = {r->i[I_TQ], r->i[I_TK], r->i[I_HEADS], pitch};
+    for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(&k, push[i]);
+    kernel_push_float(&k, r->f[0]);
+    kernel_push(&k, share);
+    return k;
+}
+
+/* dk and dv, if parts of the queries gave sums of their own. */
+static void join_parts(const record *r, gpu_recording *rec, gpu_range sums, int64_t parts) {
+    int64_t fours = r->i[I_IMAGES] * r->i[I_TK] * r->i[I_HEADS] * r->i[I_WIDTH] / 4;
+    kernel_call k = kernel_named("attention_join");
+    kernel_type(&k, r->out[1]);
+    kernel_bind(&k, sums, false);
+    kernel_write(&k, r->out[1]);
+    kernel_write(&k, r->out[2]);
+    kernel_push(&k, fours);
+    kernel_push(&k, parts);
+    kernel_run_over(&k, rec, fours);
+}
+
+/* One workgroup for each `held` keys and part of the queries, or `held` queries. */
+static void run_keys(kernel_call *k, const record *r, gpu_recording *rec, int64_t held) {
+    const gpu *on = gpu_recording_device(rec);
+    int64_t parts = kernel_groups(r->i[I_TQ], query_share(r, held)), key_blocks = kernel_groups(r->i[I_TK], held);
+    gpu_range sums = r->out[1]->gpu; /* something that this kernel writes; only looked at where there are parts */
+    if (parts > 1)
+        sums = (gpu_range){r->scratch->gpu.buffer, r->scratch->gpu.offset + parts_offset(r, on), grad_bytes(r, on) - parts_offset(r, on)};
+    kernel_write(k, r->out[1]);
+    kernel_write(k, r->out[2]);
+    kernel_bind(k, sums, true);
+    kernel_run(k, rec, parts * key_blocks, r->i[I_HEADS], r->i[I_IMAGES], 4 * products(r));
+    if (parts > 1) join_parts(r, rec, sums, parts);
+}
+static void run_queries(kernel_call *k, const record *r, gpu_recording *rec, int64_t held) {
+    kernel_write(k, r->out[0]);
+    kernel_run(k, rec, kernel_groups(r->i[I_TQ], held), r->i[I_HEADS], r->i[I_IMAGES], 3 * products(r));
+}
+
+static void grad_half(const record *r, gpu_recording *rec, int64_t pitch) {
+    const gpu *on = gpu_recording_device(rec);
+    const gpu_info *info = gpu_get_info(on);
+    int64_t share = query_share(r, BACKWARD_HELD);
+    kernel_call keys = large_backward_call(r, on, "attention_half_keys", pitch, share);
+    kernel_call queries = large_backward_call(r, on, "attention_half_queries", pitch, share);
+    for (int i = 0; i < 2; i++) {
+        kernel_call *k = i == 0 ? &keys : &queries;
+        kernel_type(k, r->out[0]);
+        kernel_constant(k, r->i[I_WIDTH]);
+        kernel_constant(k, r->i[I_TK] % BACKWARD_PASSING != 0);
+        k->subgroup = info->mixed_fma ? info->subgroup_least : 0;
+    }
+    run_keys(&keys, r, rec, BACKWARD_HELD);
+    run_queries(&queries, r, rec, BACKWARD_HELD);
+}
+
+static void grad_matrix(const record *r, gpu_recording *rec, int64_t pitch, int64_t passing) {
+    const gpu *on = gpu_recording_device(rec);
+    const gpu_info *info = gpu_get_info(on);
+    int64_t share = query_share(r, MATRIX_COUPLES * info->matrix_size);
+    kernel_call keys = large_backward_call(r, on, "attention_matrix_keys", pitch, share);
+    kernel_call queries = large_backward_call(r, on, "attention_matrix_queries", pitch, share);
+    for (int i = 0; i < 2; i++) {
+        kernel_call *k = i == 0 ? &keys : &queries;
+        const int64_t constants[] = {2 * MATRIX_COUPLES * info->subgroup_least,
+                                     r->i[I_WIDTH],
+                                     passing,
+                                     r->i[I_TK] % passing != 0,
+                                     info->matrix_size,
+                                     info->subgroup_least};
+        for (size_t c = 0; c < sizeof constants / sizeof *constants; c++) kernel_constant(k, constants[c]);
+        k->subgroup = info->subgroup_least;
+    }
+    run_keys(&keys, r, rec, MATRIX_COUPLES * info->matrix_size);
+    run_queries(&queries, r, rec, MATRIX_COUPLES * info->matrix_size);
+}
+
+static void grad_vulkan(const record *r, gpu_recording *rec) {
+    const gpu *on = gpu_recording_device(rec);
+    int64_t pitch = rows_pitch(r, on), passing = matrix_passing(r, on);
+    delta_vulkan(r, rec, pitch);
+    if (passing)
+        grad_matrix(r, rec, pitch, passing);
+    else if (fits_half_backward(r, gpu_get_info(on)))
+        grad_half(r, rec, pitch);
+    else
+        grad_general(r, rec);
+}
+
 static const op ATTENTION = {.name = "attention",
                              .backward = backward,
                              .scratch = forward_scratch,
                              .flops = forward_flops,
+                             .narrow = forward_narrow,
                              .run_cpu = forward_cpu,
                              .run_vulkan = forward_vulkan,
                              .in_place = -1};
-static const op ATTENTION_GRAD = {
-    .name = "attention_grad", .scratch = grad_scratch, .flops = grad_flops, .run_cpu = grad_cpu, .run_vulkan = grad_vulkan, .in_place = -1};
+static const op ATTENTION_GRAD = {.name = "attention_grad",
+                                  .scratch = grad_scratch,
+                                  .flops = grad_flops,
+                                  .narrow = grad_narrow,
+                                  .run_cpu = grad_cpu,
+                                  .run_vulkan = grad_vulkan,
+                                  .in_place = -1};
 const op *const OP_ATTENTION = &ATTENTION, *const OP_ATTENTION_GRAD = &ATTENTION_GRAD;

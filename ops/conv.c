@@ -103,14 +103,17 @@ static cpu_call forward_call(const record *r, const device *d) {
                                   .k = i[I_C],
                                   .taps = (int)taps_of(r),
                                   .a = r->in[IN_X]->cpu,
+                                  .a_type = r->in[IN_X]->type,
                                   .lda = i[I_C],
                                   .b = r->in[IN_W]->cpu,
                                   .b_type = r->in[IN_W]->type,
+                                  .packed = r->in[IN_W]->packed,
                                   .scale = 1,
                                   .bias = floats(r->in[IN_BIAS]),
                                   .shift = floats(r->in[IN_SHIFT]),
                                   .residual = floats(r->in[IN_RESIDUAL]),
                                   .c = r->out[0]->cpu,
+                                  .c_type = r->out[0]->type,
                                   .rows_per_image = i[I_OH] * i[I_OW],
                                   .bf16 = d->bf16},
                       .gather = gather_of(r),
@@ -124,21 +127,39 @@ static cpu_call data_call(const record *r, const device *d) {
                                   .k = i[I_O],
                                   .taps = (int)taps_of(r),
                                   .a = r->in[IN_X]->cpu,
+                                  .a_type = r->in[IN_X]->type,
                                   .lda = i[I_O],
                                   .b = r->in[IN_W]->cpu,
                                   .b_type = r->in[IN_W]->type,
+                                  .packed = r->in[IN_W]->packed,
                                   .kn = true,
                                   .scale = 1,
                                   .residual = floats(r->in[IN_RESIDUAL]),
                                   .c = r->out[0]->cpu,
+                                  .c_type = r->out[0]->type,
                                   .rows_per_image = i[I_H] * i[I_W],
                                   .bf16 = d->bf16},
                       .gather = {i[I_H], i[I_W], i[I_OH], i[I_OW], (int)i[I_KERNEL], (int)i[I_STRIDE], (int)i[I_PAD], true},
                       .linear = is_linear(r)};
 }
 
+static narrowing call_narrow(cpu_call c, const device *d) {
+    if (!c.linear) c.product.gather = &c.gather;
+    const cpu_kernels *k = d->kernels;
+    bool bf16 = !k->winograd_serves(&c.product) && k->narrow && k->narrow(&c.product);
+    return bf16 ? (narrowing){.in = 1u << IN_X, .out = 1, .weights = 1u << IN_W} : (narrowing){0};
+}
+
+static narrowing forward_narrow(const record *r, const device *d) {
+    return uses_kernels(r, d) ? call_narrow(forward_call(r, d), d) : (narrowing){0};
+}
+static narrowing data_narrow(const record *r, const device *d) {
+    return uses_kernels(r, d) ? call_narrow(data_call(r, d), d) : (narrowing){0};
+}
+
 static size_t call_scratch(cpu_call c, const device *d) {
     if (!c.linear) c.product.gather = &c.gather;
+    c.product.packed = false; /* another plan may have the weights loaded as they are */
     return d->kernels->winograd_serves(&c.product) ? d->kernels->winograd_scratch(&c.product, d->threads)
                                                    : d->kernels->gemm_scratch(&c.product, d->threads);
 }
@@ -425,11 +446,17 @@ static const op CONV = {.name = "conv",
                         .backward = backward,
                         .scratch = forward_scratch,
                         .flops = flops,
+                        .narrow = forward_narrow,
                         .run_cpu = forward_cpu,
                         .run_vulkan = forward_vulkan,
                         .in_place = IN_RESIDUAL};
-static const op CONV_DATA = {
-    .name = "conv_data", .scratch = data_scratch, .flops = flops, .run_cpu = data_cpu, .run_vulkan = data_vulkan, .in_place = IN_RESIDUAL};
+static const op CONV_DATA = {.name = "conv_data",
+                             .scratch = data_scratch,
+                             .flops = flops,
+                             .narrow = data_narrow,
+                             .run_cpu = data_cpu,
+                             .run_vulkan = data_vulkan,
+                             .in_place = IN_RESIDUAL};
 static const op CONV_WEIGHT = {
     .name = "conv_weight", .scratch = weight_scratch, .flops = flops, .run_cpu = weight_cpu, .run_vulkan = weight_vulkan, .in_place = -1};
 const op *const OP_CONV = &CONV, *const OP_CONV_DATA = &CONV_DATA, *const OP_CONV_WEIGHT = &CONV_WEIGHT;

@@ -8,12 +8,13 @@
 #include <string.h>
 
 enum { IN_A, IN_B, IN_BIAS, IN_RESIDUAL, INPUTS };
-enum { I_M, I_N, I_K, I_TRANSPOSE_A, I_KN, I_ACCUMULATE };
+enum { I_M, I_N, I_K, I_TRANSPOSE_A, I_KN, I_ACCUMULATE, I_GATED /* on the CPU: its output is geglu's */ };
 
 /* fp32 elements of B expanded at a time on the CPU. */
 enum { PANEL = 1 << 20 };
 
 static const op GEMM;
+extern const op *const OP_GEGLU;
 
 static record *append(tape *t, tensor *a, tensor *b, tensor *bias, tensor *residual, tensor *c, int64_t m, int64_t n, int64_t k,
                       float scale) {
@@ -84,28 +85,48 @@ static cpu_gemm cpu_call(const record *r, const device *d) {
                       .k = r->i[I_K],
                       .taps = 1,
                       .a = r->in[IN_A]->cpu,
+                      .a_type = r->in[IN_A]->type,
                       .lda = r->i[I_K],
                       .b = r->in[IN_B]->cpu,
                       .b_type = r->in[IN_B]->type,
+                      .packed = r->in[IN_B]->packed,
                       .kn = r->i[I_KN] != 0,
                       .scale = r->f[0],
                       .bias = r->in[IN_BIAS] ? r->in[IN_BIAS]->cpu : NULL,
                       .residual = r->in[IN_RESIDUAL] ? r->in[IN_RESIDUAL]->cpu : NULL,
                       .c = r->out[0]->cpu,
+                      .c_type = r->out[0]->type,
                       .rows_per_image = r->i[I_M],
+                      .gated = r->i[I_GATED] != 0,
                       .bf16 = d->bf16};
 }
 
 /* A transposed: dw += dy^T x. */
-static cpu_weight_grad weight_call(const record *r) {
+static cpu_weight_grad weight_call(const record *r, const device *d) {
     return (cpu_weight_grad){.rows = r->i[I_K],
                              .outputs = r->i[I_M],
                              .inputs = r->i[I_N],
                              .taps = 1,
                              .dy = r->in[IN_A]->cpu,
                              .x = r->in[IN_B]->cpu,
+                             .dy_type = r->in[IN_A]->type,
+                             .x_type = r->in[IN_B]->type,
                              .dw = r->out[0]->cpu,
-                             .scale = r->f[0]};
+                             .scale = r->f[0],
+                             .bf16 = d->bf16};
+}
+
+static bool absorb(record *r, const record *reader, const device *d) {
+    if (reader->op != OP_GEGLU || !d->bf16 || !uses_kernels(r, d) || r->i[I_TRANSPOSE_A] || r->i[I_KN]) return false;
+    if (r->in[IN_RESIDUAL] || r->i[I_GATED] || r->i[I_N] % 64) return false;
+    r->i[I_GATED] = 1;
+    r->out[0] = reader->out[0];
+    return true;
+}
+
+static narrowing narrow(const record *r, const device *d) {
+    if (!uses_kernels(r, d)) return (narrowing){0};
+    return (narrowing){.in = 1u << IN_A | 1u << IN_B, .out = r->i[I_ACCUMULATE] ? 0 : 1, .weights = r->i[I_TRANSPOSE_A] ? 0 : 1u << IN_B};
 }
 
 static gemm_call vulkan_call(const record *r);
@@ -117,7 +138,8 @@ static size_t scratch(const record *r, const device *d) {
     }
     if (uses_kernels(r, d)) {
         cpu_gemm g = cpu_call(r, d);
-        cpu_weight_grad w = weight_call(r);
+        cpu_weight_grad w = weight_call(r, d);
+        g.packed = false; /* another plan may have them loaded as they are */
         return r->i[I_TRANSPOSE_A] ? d->kernels->weight_grad_scratch(&w, d->threads) : d->kernels->gemm_scratch(&g, d->threads);
     }
     if (r->in[IN_B]->type == DTYPE_F32) return 0;
@@ -159,7 +181,7 @@ static void run_blas(const record *r) {
 
 static void run_cpu(const record *r, const device *d) {
     cpu_gemm g = cpu_call(r, d);
-    cpu_weight_grad w = weight_call(r);
+    cpu_weight_grad w = weight_call(r, d);
     if (!uses_kernels(r, d))
         run_blas(r);
     else if (r->i[I_TRANSPOSE_A]) {
@@ -201,6 +223,8 @@ static const op GEMM = {.name = "gemm",
                         .backward = backward,
                         .scratch = scratch,
                         .flops = flops,
+                        .narrow = narrow,
+                        .absorb = absorb,
                         .run_cpu = run_cpu,
                         .run_vulkan = run_vulkan,
                         .in_place = IN_RESIDUAL};

@@ -48,6 +48,13 @@ void kernel_push_float(kernel_call *k, float value) {
     if (k->push_count < KERNEL_PUSH) memcpy(&k->push[k->push_count++], &value, sizeof value);
 }
 
+void kernel_push_divisor(kernel_call *k, int64_t divisor) {
+    uint64_t d = (uint64_t)divisor, shift = 0;
+    while ((uint64_t)1 << shift < d) shift++;
+    kernel_push(k, (int64_t)(((((uint64_t)1 << shift) - d) << 32) / d + 1));
+    kernel_push(k, (int64_t)shift);
+}
+
 void kernel_run(const kernel_call *k, gpu_recording *rec, int64_t x, int64_t y, int64_t z, double flops) {
     gpu_dispatch d = {.shader = k->shader,
                       .constants = k->constants,
@@ -63,7 +70,8 @@ void kernel_run(const kernel_call *k, gpu_recording *rec, int64_t x, int64_t y, 
 }
 
 void kernel_run_groups(const kernel_call *k, gpu_recording *rec, int64_t groups) {
-    const int64_t row = 32768;
+    const uint32_t most = gpu_get_limits(gpu_recording_device(rec))->groups[0];
+    const int64_t row = most < 32768 ? most : 32768;
     if (groups <= row)
         kernel_run(k, rec, groups, 1, 1, 0);
     else

@@ -29,6 +29,8 @@ void kernel_write_typed(kernel_call *k, const tensor *x);
 void kernel_constant(kernel_call *k, int64_t value);
 void kernel_push(kernel_call *k, int64_t value);
 void kernel_push_float(kernel_call *k, float value);
+/* A divisor for quotient() in shaders/common.glsl: two words. */
+void kernel_push_divisor(kernel_call *k, int64_t divisor);
 
 void kernel_run(const kernel_call *k, gpu_recording *rec, int64_t x, int64_t y, int64_t z, double flops);
 /* For kernels with one thread per element and 128 threads per workgroup. */
@@ -38,9 +40,17 @@ void kernel_run_groups(const kernel_call *k, gpu_recording *rec, int64_t groups)
 
 static inline int64_t kernel_groups(int64_t elements, int64_t group) { return (elements + group - 1) / group; }
 static inline bool kernel_fours(int64_t elements) { return elements % 4 == 0; }
+/* Neighbouring elements that a thread takes where rows have so many: STEP in shaders/elements.glsl. */
+static inline int64_t kernel_step(int64_t elements) { return elements % 8 == 0 ? 8 : elements % 4 == 0 ? 4 : 1; }
 
 /* C [m, n] = residual + scale * A B + bias + shift, summed over taps; the fields are those of shaders/gemm.comp. */
-typedef enum gemm_a { GEMM_A_ROWS, GEMM_A_COLUMNS, GEMM_A_FORWARD, GEMM_A_BACKWARD } gemm_a;
+typedef enum gemm_a {
+    GEMM_A_ROWS,
+    GEMM_A_COLUMNS,
+    GEMM_A_FORWARD,
+    GEMM_A_BACKWARD,
+    GEMM_A_CLASSES /* how gemm_half and gemm_matrix read GEMM_A_BACKWARD with a stride; calls do not ask for it */
+} gemm_a;
 typedef enum gemm_b { GEMM_B_NK, GEMM_B_KN, GEMM_B_GATHER } gemm_b;
 
 /* Which kernel computes a product, and in what pieces. */
@@ -56,6 +66,8 @@ typedef struct gemm_tiling {
     bool pairs;     /* GEMM_HALF: half floats in shared memory too */
     int subgroup;   /* size asked for; 0: the driver's choice */
     int splits;     /* of the sum, added up afterwards in a fixed order */
+    int slices;     /* GEMM_GENERAL: groups of threads that share a tile's sum; 0: one */
+    int unroll;     /* GEMM_GENERAL: k's written out one after another; 0: one */
 } gemm_tiling;
 
 typedef struct gemm_call {
@@ -74,6 +86,8 @@ typedef struct gemm_call {
 /* fp32 scratch bytes for the parts of a split sum; 0 where it is not split. */
 size_t kernel_gemm_scratch(const gemm_call *g, const gpu *on);
 void kernel_gemm(gpu_recording *rec, const gemm_call *g);
+/* How the product would be computed there. */
+gemm_tiling kernel_gemm_tiling(const gemm_call *g, const gpu *on);
 /* Whether a kernel can compute the product, on any device. */
 bool kernel_gemm_fits(const gemm_call *g, gemm_kernel kernel);
 

@@ -5,12 +5,12 @@
 #include <math.h>
 #include <string.h>
 
-static const op CONCAT, SLICE, TAKE, TAKE_GRAD, UPSAMPLE, UPSAMPLE_GRAD, SUM_PIXELS;
+static const op CONCAT, SPLIT, TAKE, TAKE_GRAD, UPSAMPLE, UPSAMPLE_GRAD, SUM_PIXELS;
 
-/* concat: */
-enum { I_ROWS, I_WIDTH_A, I_WIDTH_B };
-/* slice: I_ROWS, then */
-enum { I_WIDTH = 1, I_FIRST, I_COUNT };
+/* concat, and its reverse; I_FIRST: the side that out[0] of that is. */
+enum { I_ROWS, I_WIDTH_A, I_WIDTH_B, I_FIRST };
+/* take: elements of all, the first one taken and how many */
+enum { TAKE_WIDTH, TAKE_FIRST, TAKE_COUNT };
 /* upsample: */
 enum { I_N, I_H, I_W, I_C, I_OH, I_OW };
 
@@ -28,18 +28,18 @@ tensor *op_concat(tape *t, tensor *a, tensor *b) {
     return y;
 }
 
-/* Columns [first, first + like's) of x. */
-static tensor *slice(tape *t, tensor *x, int64_t first, const tensor *like) {
-    tensor *y = tape_temporary(t, DTYPE_COUNT, like->rank, like->dim);
-    record *r = tape_append(t, &SLICE, &x, 1, &y, 1);
-    r->i[I_ROWS] = tensor_rows(x), r->i[I_WIDTH] = tensor_columns(x), r->i[I_FIRST] = first, r->i[I_COUNT] = tensor_columns(like);
-    return y;
-}
-
+/* The sides of dy that are wanted, copied out. */
 static void concat_backward(tape *t, const record *r) {
-    tensor *dy = tape_get_grad(r->out[0]);
-    if (r->in[0]->needs_grad) grad_add(t, r->in[0], slice(t, dy, 0, r->in[0]));
-    if (r->in[1]->needs_grad) grad_add(t, r->in[1], slice(t, dy, r->i[I_WIDTH_A], r->in[1]));
+    tensor *dy = tape_get_grad(r->out[0]), *side[2];
+    int count = 0;
+    for (int i = 0; i < 2; i++)
+        if (r->in[i]->needs_grad) side[count++] = tape_temporary(t, DTYPE_COUNT, r->in[i]->rank, r->in[i]->dim);
+    if (!count) return;
+    record *d = tape_append(t, &SPLIT, &dy, 1, side, count);
+    memcpy(d->i, r->i, sizeof r->i);
+    d->i[I_FIRST] = r->in[0]->needs_grad ? 0 : 1;
+    for (int i = 0, k = 0; i < 2; i++)
+        if (r->in[i]->needs_grad) grad_add(t, r->in[i], side[k++]);
 }
 
 tensor *op_take(tape *t, tensor *x, int64_t index) {
@@ -49,7 +49,7 @@ tensor *op_take(tape *t, tensor *x, int64_t index) {
         return tape_fail(t, "take: %s has no element %lld", tensor_shape_text(x, shape), (long long)index);
     tensor *y = tape_temporary(t, DTYPE_F32, x->rank - 1, x->dim + 1);
     record *r = tape_append(t, &TAKE, &x, 1, &y, 1);
-    r->i[I_ROWS] = 1, r->i[I_WIDTH] = tensor_count(x), r->i[I_COUNT] = tensor_count(y), r->i[I_FIRST] = index * tensor_count(y);
+    r->i[TAKE_WIDTH] = tensor_count(x), r->i[TAKE_COUNT] = tensor_count(y), r->i[TAKE_FIRST] = index * tensor_count(y);
     return y;
 }
 
@@ -104,9 +104,18 @@ static void concat_cpu(const record *r, const device *d) {
     copy_columns(y + a, a + b, r->in[1]->cpu, b, b, r->i[I_ROWS]);
 }
 
-static void slice_cpu(const record *r, const device *d) {
+static void split_cpu(const record *r, const device *d) {
     (void)d;
-    copy_columns(r->out[0]->cpu, r->i[I_COUNT], (const float *)r->in[0]->cpu + r->i[I_FIRST], r->i[I_WIDTH], r->i[I_COUNT], r->i[I_ROWS]);
+    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B];
+    const float *x = r->in[0]->cpu;
+    if (r->i[I_FIRST] == 0) copy_columns(r->out[0]->cpu, a, x, a + b, a, r->i[I_ROWS]);
+    const tensor *last = r->i[I_FIRST] == 1 ? r->out[0] : r->out[1];
+    if (last) copy_columns(last->cpu, b, x + a, a + b, b, r->i[I_ROWS]);
+}
+
+static void take_cpu(const record *r, const device *d) {
+    (void)d;
+    memcpy(r->out[0]->cpu, (const float *)r->in[0]->cpu + r->i[TAKE_FIRST], r->out[0]->bytes);
 }
 
 static void take_grad_cpu(const record *r, const device *d) {
@@ -114,10 +123,10 @@ static void take_grad_cpu(const record *r, const device *d) {
     float *y = r->out[0]->cpu;
     const float *dy = r->in[0]->cpu;
     if (r->in[1])
-        cpu_copy(y, r->in[1]->cpu, r->i[I_WIDTH]);
+        cpu_copy(y, r->in[1]->cpu, r->i[TAKE_WIDTH]);
     else
         memset(y, 0, r->out[0]->bytes);
-    for (int64_t j = 0; j < r->i[I_COUNT]; j++) y[r->i[I_FIRST] + j] += dy[j];
+    for (int64_t j = 0; j < r->i[TAKE_COUNT]; j++) y[r->i[TAKE_FIRST] + j] += dy[j];
 }
 
 /* The source of output index i, computed as PyTorch does: floor(i * (in / out)) in float. */
@@ -175,64 +184,95 @@ static void sum_pixels_cpu(const record *r, const device *d) {
 
 /* ---- Vulkan ---- */
 
-/* `width` columns of x from `from` on become columns of y from `to` on. */
-static void copy_columns_vulkan(gpu_recording *rec, const tensor *x, const tensor *y, int64_t rows, int64_t width, int64_t from,
-                                int64_t to) {
-    int64_t x_width = tensor_columns(x), y_width = tensor_columns(y);
-    bool four = kernel_fours(x_width) && kernel_fours(y_width) && kernel_fours(width) && kernel_fours(from) && kernel_fours(to);
-    kernel_call k = kernel_named("copy");
-    kernel_read_typed(&k, x);
-    kernel_write_typed(&k, y);
-    kernel_constant(&k, four);
-    const int64_t push[] = {rows, width, x_width, from, y_width, to};
-    for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(&k, push[i]);
-    kernel_run_over(&k, rec, four ? rows * width / 4 : rows * width);
+enum { MOST_ALONG_X = 32768 };
+
+/* The two sides of concat and split: rows of `a` and `b` elements, z = 0 and 1. */
+static void run_sides(kernel_call *k, gpu_recording *rec, int64_t rows, int64_t a, int64_t b, int64_t step, int64_t sides) {
+    const int64_t widths[] = {a / step, b / step}, longest = a > b ? a : b;
+    kernel_push(k, rows);
+    for (int i = 0; i < 2; i++) {
+        kernel_push(k, widths[i]);
+        kernel_push_divisor(k, widths[i]);
+    }
+    int64_t groups = kernel_groups(rows * longest / step, 128), row = groups < MOST_ALONG_X ? groups : MOST_ALONG_X;
+    kernel_run(k, rec, row, kernel_groups(groups, row), sides, 0);
+}
+
+static int64_t step_of_both(int64_t a, int64_t b) {
+    int64_t x = kernel_step(a), y = kernel_step(b);
+    return x < y ? x : y;
 }
 
 static void concat_vulkan(const record *r, gpu_recording *rec) {
-    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B];
-    copy_columns_vulkan(rec, r->in[0], r->out[0], r->i[I_ROWS], a, 0, 0);
-    copy_columns_vulkan(rec, r->in[1], r->out[0], r->i[I_ROWS], b, 0, a);
+    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B], step = step_of_both(a, b);
+    kernel_call k = kernel_named("concat");
+    kernel_read_typed(&k, r->in[0]);
+    kernel_read_typed(&k, r->in[1]);
+    kernel_write_typed(&k, r->out[0]);
+    kernel_constant(&k, step);
+    run_sides(&k, rec, r->i[I_ROWS], a, b, step, 2);
 }
 
-static void slice_vulkan(const record *r, gpu_recording *rec) {
-    copy_columns_vulkan(rec, r->in[0], r->out[0], r->i[I_ROWS], r->i[I_COUNT], r->i[I_FIRST], 0);
+static void split_vulkan(const record *r, gpu_recording *rec) {
+    int64_t a = r->i[I_WIDTH_A], b = r->i[I_WIDTH_B], step = step_of_both(a, b);
+    const tensor *last = r->out[1] ? r->out[1] : r->out[0]; /* of one side alone, the other binding is not used */
+    kernel_call k = kernel_named("split");
+    kernel_read_typed(&k, r->in[0]);
+    kernel_write_typed(&k, r->out[0]);
+    kernel_write_typed(&k, last);
+    kernel_constant(&k, step);
+    kernel_constant(&k, r->i[I_FIRST]);
+    run_sides(&k, rec, r->i[I_ROWS], a, b, step, r->out[1] ? 2 : 1);
 }
 
-static void push_upsample(kernel_call *k, const record *r) {
-    const int64_t *i = r->i, push[] = {i[I_N], i[I_H], i[I_W], i[I_OH], i[I_OW], i[I_C]};
+/* rows: of the image that threads are spread over, and steps of one row of it. */
+static void run_upsample(kernel_call *k, const record *r, gpu_recording *rec, bool doubled, int64_t rows, int64_t columns) {
+    const int64_t *i = r->i, step = kernel_step(i[I_C]), push[] = {i[I_H], i[I_W], i[I_OH], i[I_OW], i[I_C] / step};
+    kernel_constant(k, step);
+    kernel_constant(k, doubled);
     for (size_t j = 0; j < sizeof push / sizeof *push; j++) kernel_push(k, push[j]);
+    kernel_push_divisor(k, i[I_C] / step);
     kernel_push_float(k, (float)i[I_H] / (float)i[I_OH]);
     kernel_push_float(k, (float)i[I_W] / (float)i[I_OW]);
+    kernel_run(k, rec, kernel_groups(columns * i[I_C] / step, 128), rows, i[I_N], 0);
 }
 
+static bool doubles(const record *r) { return r->i[I_OH] == 2 * r->i[I_H] && r->i[I_OW] == 2 * r->i[I_W]; }
+
 static void upsample_vulkan(const record *r, gpu_recording *rec) {
-    const int64_t *i = r->i, count = i[I_N] * i[I_OH] * i[I_OW] * i[I_C], four = kernel_fours(i[I_C]);
+    bool doubled = doubles(r);
     kernel_call k = kernel_named("upsample");
     kernel_read_typed(&k, r->in[0]);
     kernel_write_typed(&k, r->out[0]);
-    kernel_constant(&k, four);
-    push_upsample(&k, r);
-    kernel_run_over(&k, rec, four ? count / 4 : count);
+    run_upsample(&k, r, rec, doubled, r->i[doubled ? I_H : I_OH], r->i[doubled ? I_W : I_OW]);
 }
 
 static void upsample_grad_vulkan(const record *r, gpu_recording *rec) {
-    const int64_t *i = r->i;
     kernel_call k = kernel_named("upsample_backward");
     kernel_read_typed(&k, r->in[0]);
     kernel_write_typed(&k, r->out[0]);
-    push_upsample(&k, r);
-    kernel_run_over(&k, rec, i[I_N] * i[I_H] * i[I_W] * i[I_C]);
+    run_upsample(&k, r, rec, doubles(r), r->i[I_H], r->i[I_W]);
 }
 
 static void sum_pixels_vulkan(const record *r, gpu_recording *rec) {
+    int64_t step = kernel_step(r->i[I_C]), channels = step == 8 ? 64 : 16 * step; /* of a workgroup: shaders/group_pixels.glsl */
     kernel_call k = kernel_named("sum_pixels");
     kernel_read_typed(&k, r->in[0]);
     kernel_write_typed(&k, r->out[0]);
-    kernel_push(&k, r->i[I_N]);
+    kernel_constant(&k, step);
+    kernel_constant(&k, r->i[I_H] % 64 == 0);
     kernel_push(&k, r->i[I_H]);
-    kernel_push(&k, r->i[I_C]);
-    kernel_run(&k, rec, kernel_groups(r->i[I_C], 16), r->i[I_N], 1, 0);
+    kernel_push(&k, r->i[I_C] / step);
+    kernel_run(&k, rec, kernel_groups(r->i[I_C], channels), r->i[I_N], 1, 0);
+}
+
+static void take_vulkan(const record *r, gpu_recording *rec) {
+    kernel_call k = kernel_named("take");
+    kernel_read(&k, r->in[0]);
+    kernel_write(&k, r->out[0]);
+    kernel_push(&k, r->i[TAKE_FIRST]);
+    kernel_push(&k, r->i[TAKE_COUNT]);
+    kernel_run_over(&k, rec, r->i[TAKE_COUNT]);
 }
 
 static void take_grad_vulkan(const record *r, gpu_recording *rec) {
@@ -241,21 +281,25 @@ static void take_grad_vulkan(const record *r, gpu_recording *rec) {
     kernel_read(&k, r->in[1] ? r->in[1] : r->in[0]);
     kernel_write(&k, r->out[0]);
     kernel_constant(&k, r->in[1] != NULL);
-    kernel_push(&k, r->i[I_WIDTH]);
-    kernel_push(&k, r->i[I_FIRST]);
-    kernel_push(&k, r->i[I_COUNT]);
-    kernel_run_over(&k, rec, r->i[I_WIDTH]);
+    kernel_push(&k, r->i[TAKE_WIDTH]);
+    kernel_push(&k, r->i[TAKE_FIRST]);
+    kernel_push(&k, r->i[TAKE_COUNT]);
+    kernel_run_over(&k, rec, r->i[TAKE_WIDTH]);
 }
 
 static const op CONCAT = {
-    .name = "concat", .backward = concat_backward, .run_cpu = concat_cpu, .run_vulkan = concat_vulkan, .in_place = -1};
-static const op SLICE = {.name = "slice", .run_cpu = slice_cpu, .run_vulkan = slice_vulkan, .in_place = -1};
-static const op UPSAMPLE = {
-    .name = "upsample", .backward = upsample_backward, .run_cpu = upsample_cpu, .run_vulkan = upsample_vulkan, .in_place = -1};
+    .name = "concat", .backward = concat_backward, .run_cpu = concat_cpu, .run_vulkan = concat_vulkan, .in_place = -1, .cheap = true};
+static const op SPLIT = {.name = "split", .run_cpu = split_cpu, .run_vulkan = split_vulkan, .in_place = -1};
+static const op UPSAMPLE = {.name = "upsample",
+                            .backward = upsample_backward,
+                            .run_cpu = upsample_cpu,
+                            .run_vulkan = upsample_vulkan,
+                            .in_place = -1,
+                            .cheap = true};
 static const op UPSAMPLE_GRAD = {.name = "upsample_grad", .run_cpu = upsample_grad_cpu, .run_vulkan = upsample_grad_vulkan, .in_place = -1};
 static const op SUM_PIXELS = {.name = "sum_pixels", .run_cpu = sum_pixels_cpu, .run_vulkan = sum_pixels_vulkan, .in_place = -1};
-const op *const OP_CONCAT = &CONCAT, *const OP_SLICE = &SLICE, *const OP_UPSAMPLE = &UPSAMPLE, *const OP_UPSAMPLE_GRAD = &UPSAMPLE_GRAD;
+const op *const OP_CONCAT = &CONCAT, *const OP_SPLIT = &SPLIT, *const OP_UPSAMPLE = &UPSAMPLE, *const OP_UPSAMPLE_GRAD = &UPSAMPLE_GRAD;
 const op *const OP_SUM_PIXELS = &SUM_PIXELS;
-static const op TAKE = {.name = "take", .backward = take_backward, .run_cpu = slice_cpu, .run_vulkan = slice_vulkan, .in_place = -1};
+static const op TAKE = {.name = "take", .backward = take_backward, .run_cpu = take_cpu, .run_vulkan = take_vulkan, .in_place = -1};
 static const op TAKE_GRAD = {.name = "take_grad", .run_cpu = take_grad_cpu, .run_vulkan = take_grad_vulkan, .in_place = 1};
 const op *const OP_TAKE = &TAKE, *const OP_TAKE_GRAD = &TAKE_GRAD;

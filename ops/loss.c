@@ -42,39 +42,48 @@ static void mse_grad_cpu(const record *r, const device *d) {
 
 /* ---- Vulkan ---- */
 
-enum { THREADS = 64, MOST_PARTS = 64 };
+enum { THREADS = 256, ALONE = 1 << 16 /* elements that one workgroup sums: a second dispatch would take longer */, MOST_PARTS = 256 };
 
 static int64_t parts_of(const record *r) {
-    int64_t parts = kernel_groups(r->i[I_COUNT], 16 * THREADS);
+    int64_t parts = r->i[I_COUNT] <= ALONE ? 1 : kernel_groups(r->i[I_COUNT], 16 * THREADS);
     return parts > MOST_PARTS ? MOST_PARTS : parts;
 }
 
-static size_t vulkan_scratch(const record *r, const device *d) { return d->gpu ? (size_t)parts_of(r) * sizeof(float) : 0; }
+static size_t vulkan_scratch(const record *r, const device *d) {
+    return d->gpu && parts_of(r) > 1 ? (size_t)parts_of(r) * sizeof(float) : 0;
+}
 
 static void mse_vulkan(const record *r, gpu_recording *rec) {
+    int64_t parts = parts_of(r), step = kernel_step(r->i[I_COUNT]);
     kernel_call k = kernel_named("mse");
     kernel_read_typed(&k, r->in[0]);
     kernel_read_typed(&k, r->in[1]);
-    kernel_write(&k, r->scratch);
+    kernel_write(&k, parts > 1 ? r->scratch : r->out[0]);
     kernel_constant(&k, THREADS);
-    kernel_push(&k, r->i[I_COUNT]);
-    kernel_run(&k, rec, parts_of(r), 1, 1, 0);
+    kernel_constant(&k, step);
+    kernel_push(&k, r->i[I_COUNT] / step);
+    kernel_push_float(&k, 1.0f / (float)r->i[I_COUNT]);
+    kernel_run(&k, rec, parts, 1, 1, 0);
+    if (parts == 1) return;
     k = kernel_named("sum");
     kernel_read(&k, r->scratch);
     kernel_write(&k, r->out[0]);
     kernel_constant(&k, THREADS);
-    kernel_push(&k, parts_of(r));
+    kernel_push(&k, parts);
     kernel_run(&k, rec, 1, 1, 1, 0);
 }
 
 static void mse_grad_vulkan(const record *r, gpu_recording *rec) {
+    int64_t step = kernel_step(r->i[I_COUNT]);
     kernel_call k = kernel_named("mse_backward");
     kernel_read_typed(&k, r->in[0]);
     kernel_read_typed(&k, r->in[1]);
     kernel_write_typed(&k, r->out[0]);
     kernel_read(&k, r->in[2]);
-    kernel_push(&k, r->i[I_COUNT]);
-    kernel_run_over(&k, rec, r->i[I_COUNT]);
+    kernel_constant(&k, step);
+    kernel_push(&k, r->i[I_COUNT] / step);
+    kernel_push_float(&k, 2.0f / (float)r->i[I_COUNT]);
+    kernel_run_over(&k, rec, r->i[I_COUNT] / step);
 }
 
 static const op MSE = {

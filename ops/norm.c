@@ -2,7 +2,8 @@
    respect to the input.
 
    forward   y = act(xh * gamma + beta), xh = (x - mean) * rstd
-   backward  dx = rstd * (g - mean(g) - xh * mean(g * xh)), g = gamma * dy * act'(xh * gamma + beta), means over the normalized set */
+   backward  dx = rstd * (g - mean(g) - xh * mean(g * xh)), g = gamma * dy * act'(xh * gamma + beta), means over the normalized set; the
+             gradient that x has so far is added in the same step */
 #include "base/memory.h"
 #include "ops/kernel.h"
 #include "ops/op.h"
@@ -12,6 +13,8 @@
 #include <string.h>
 
 enum { IN_X, IN_GAMMA, IN_BETA, INPUTS };
+/* Of the gradients, whose scale and shift and means come from the forward pass: */
+enum { GRAD_DY, GRAD_X, GRAD_GAMMA, GRAD_BETA, GRAD_STATS, GRAD_PRIOR, GRAD_INPUTS };
 enum { I_IMAGES, I_PIXELS, I_CHANNELS, I_GROUPS, I_SILU };
 
 /* Partial sums of an image are taken over this many parts, whatever the number of threads: results do not depend on it. */
@@ -53,14 +56,25 @@ static void backward(tape *t, const record *r) {
     if (!x->needs_grad) return;
     tensor *dx = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
     const op *rule = r->op == &GROUP_NORM ? &GROUP_NORM_GRAD : &LAYER_NORM_GRAD;
-    record *d =
-        tape_append(t, rule, (tensor *[]){tape_get_grad(r->out[0]), x, r->in[IN_GAMMA], r->in[IN_BETA], r->out[1]}, 5, (tensor *[]){dx}, 1);
+    tensor *in[] = {tape_get_grad(r->out[0]), x, r->in[IN_GAMMA], r->in[IN_BETA], r->out[1], tape_get_grad(x)};
+    record *d = tape_append(t, rule, in, GRAD_INPUTS, &dx, 1);
     memcpy(d->i, r->i, sizeof r->i);
     d->f[0] = r->f[0];
-    grad_add(t, x, dx);
+    tape_set_grad(x, dx);
 }
 
 /* ---- CPU ---- */
+
+static narrowing grad_narrow(const record *r, const device *d) { return r->in[GRAD_PRIOR] ? (narrowing){0} : narrow_result(r, d); }
+
+static void add_prior(const record *r) {
+    if (!r->in[GRAD_PRIOR]) return;
+    const float *prior = r->in[GRAD_PRIOR]->cpu;
+    float *dx = r->out[0]->cpu;
+    int64_t n = tensor_count(r->out[0]);
+#pragma omp parallel for schedule(static) if (n > OP_SMALL)
+    for (int64_t i = 0; i < n; i++) dx[i] += prior[i];
+}
 
 static float silu_slope(float z) {
     float s = scalar_sigmoid(z);
@@ -69,6 +83,7 @@ static float silu_slope(float z) {
 
 OP_HOT static void sum_rows(const float *x, const float *centre, int64_t rows, int64_t c, float *sums) {
     for (int64_t i = 0; i < rows; i++, x += c)
+#pragma omp simd
         for (int64_t j = 0; j < c; j++) {
             float d = centre ? (x[j] - centre[j]) * (x[j] - centre[j]) : x[j];
             sums[j] += d;
@@ -90,17 +105,33 @@ static void image_sums(const float *x, const float *centre, int64_t pixels, int6
     }
 }
 
-static size_t vulkan_scratch(const record *r);
+static size_t vulkan_scratch(const record *r, const device *d);
 
 static size_t group_scratch(const record *r, const device *d) {
-    return d->gpu ? vulkan_scratch(r) : (size_t)r->i[I_CHANNELS] * (PARTS * 2 * sizeof(float) + 6 * sizeof(double));
+    return d->gpu ? vulkan_scratch(r, d) : (size_t)r->i[I_CHANNELS] * (PARTS * 2 * sizeof(float) + 6 * sizeof(double));
 }
 
 OP_HOT static void normalize_rows(const float *x, float *y, int64_t rows, int64_t c, const float *a, const float *b, bool silu) {
     for (int64_t i = 0; i < rows; i++, x += c, y += c) {
+#pragma omp simd
         for (int64_t j = 0; j < c; j++) y[j] = x[j] * a[j] + b[j];
         if (silu)
+#pragma omp simd
             for (int64_t j = 0; j < c; j++) y[j] *= scalar_sigmoid(y[j]);
+    }
+}
+
+OP_HOT static void normalize_rows_narrow(const float *x, uint16_t *y, int64_t rows, int64_t c, const float *a, const float *b, bool silu) {
+    for (int64_t i = 0; i < rows; i++, x += c, y += c) {
+        if (silu)
+#pragma omp simd
+            for (int64_t j = 0; j < c; j++) {
+                float z = x[j] * a[j] + b[j];
+                y[j] = scalar_bfloat(z * scalar_sigmoid(z));
+            }
+        else
+#pragma omp simd
+            for (int64_t j = 0; j < c; j++) y[j] = scalar_bfloat(x[j] * a[j] + b[j]);
     }
 }
 
@@ -112,7 +143,6 @@ static void group_norm_cpu(const record *r, const device *d) {
     float *partial = (float *)(sums + c), *a = partial + PARTS * c, *b = a + c, *stats = r->out[1]->cpu;
     for (int64_t n = 0; n < r->i[I_IMAGES]; n++, stats += 2 * groups) {
         const float *x = (const float *)r->in[IN_X]->cpu + n * pixels * c;
-        float *y = (float *)r->out[0]->cpu + n * pixels * c;
         image_sums(x, NULL, pixels, c, partial, sums);
         for (int64_t j = 0; j < c; j++) {
             double sum = 0;
@@ -132,8 +162,12 @@ static void group_norm_cpu(const record *r, const device *d) {
         }
 #pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
         for (int part = 0; part < PARTS; part++) {
-            int64_t first = pixels * part / PARTS, end = pixels * (part + 1) / PARTS;
-            normalize_rows(x + first * c, y + first * c, end - first, c, a, b, r->i[I_SILU] != 0);
+            int64_t first = pixels * part / PARTS, rows = pixels * (part + 1) / PARTS - first, at = (n * pixels + first) * c;
+            bool silu = r->i[I_SILU] != 0;
+            if (r->out[0]->type == DTYPE_BF16)
+                normalize_rows_narrow(x + first * c, (uint16_t *)r->out[0]->cpu + at, rows, c, a, b, silu);
+            else
+                normalize_rows(x + first * c, (float *)r->out[0]->cpu + at, rows, c, a, b, silu);
         }
     }
 }
@@ -141,6 +175,7 @@ static void group_norm_cpu(const record *r, const device *d) {
 /* g = gamma dy act'(z) for a row; per channel sums of g and g xh. */
 OP_HOT static void grad_row_sums(const float *x, const float *dy, int64_t c, const float *mean, const float *rstd, const float *gamma,
                                  const float *beta, bool silu, float *g_sum, float *gx_sum) {
+#pragma omp simd
     for (int64_t j = 0; j < c; j++) {
         float xh = (x[j] - mean[j]) * rstd[j], g = gamma[j] * dy[j];
         if (silu) g *= silu_slope(xh * gamma[j] + beta[j]);
@@ -149,13 +184,26 @@ OP_HOT static void grad_row_sums(const float *x, const float *dy, int64_t c, con
     }
 }
 
-OP_HOT static void grad_row(const float *x, const float *dy, float *dx, int64_t c, const float *mean, const float *rstd, const float *gamma,
-                            const float *beta, bool silu, const float *g_mean, const float *gx_mean) {
-    for (int64_t j = 0; j < c; j++) {
-        float xh = (x[j] - mean[j]) * rstd[j], g = gamma[j] * dy[j];
-        if (silu) g *= silu_slope(xh * gamma[j] + beta[j]);
-        dx[j] = rstd[j] * (g - g_mean[j] - xh * gx_mean[j]);
-    }
+/* Per channel. */
+typedef struct grad_constants {
+    const float *mean, *rstd, *gamma, *beta, *g_mean, *gx_mean;
+    bool silu;
+} grad_constants;
+
+static inline float grad_element(float x, float dy, int64_t j, const grad_constants *k) {
+    float xh = (x - k->mean[j]) * k->rstd[j], g = k->gamma[j] * dy;
+    if (k->silu) g *= silu_slope(xh * k->gamma[j] + k->beta[j]);
+    return k->rstd[j] * (g - k->g_mean[j] - xh * k->gx_mean[j]);
+}
+
+OP_HOT static void grad_row(const float *x, const float *dy, float *dx, int64_t c, grad_constants k) {
+#pragma omp simd
+    for (int64_t j = 0; j < c; j++) dx[j] = grad_element(x[j], dy[j], j, &k);
+}
+
+OP_HOT static void grad_row_narrow(const float *x, const float *dy, uint16_t *dx, int64_t c, grad_constants k) {
+#pragma omp simd
+    for (int64_t j = 0; j < c; j++) dx[j] = scalar_bfloat(grad_element(x[j], dy[j], j, &k));
 }
 
 static void group_norm_grad_cpu(const record *r, const device *d) {
@@ -166,7 +214,6 @@ static void group_norm_grad_cpu(const record *r, const device *d) {
     float *partial = r->scratch->cpu, *mean = partial + 2 * PARTS * c, *rstd = mean + c, *g_mean = rstd + c, *gx_mean = g_mean + c;
     for (int64_t n = 0; n < r->i[I_IMAGES]; n++, stats += 2 * groups) {
         const float *dy = (const float *)r->in[0]->cpu + n * pixels * c, *x = (const float *)r->in[1]->cpu + n * pixels * c;
-        float *dx = (float *)r->out[0]->cpu + n * pixels * c;
         for (int64_t j = 0; j < c; j++) mean[j] = stats[2 * (j / width)], rstd[j] = stats[2 * (j / width) + 1];
         memset(partial, 0, (size_t)(2 * PARTS * c) * sizeof *partial);
 #pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
@@ -182,30 +229,55 @@ static void group_norm_grad_cpu(const record *r, const device *d) {
                 g_mean[j] = (float)(sum / (double)(pixels * width)), gx_mean[j] = (float)(sum_x / (double)(pixels * width));
         }
 #pragma omp parallel for schedule(static) if (pixels * c > OP_SMALL)
-        for (int64_t i = 0; i < pixels; i++) grad_row(x + i * c, dy + i * c, dx + i * c, c, mean, rstd, gamma, beta, silu, g_mean, gx_mean);
+        for (int64_t i = 0; i < pixels; i++) {
+            const grad_constants k = {mean, rstd, gamma, beta, g_mean, gx_mean, silu};
+            int64_t at = (n * pixels + i) * c;
+            if (r->out[0]->type == DTYPE_BF16)
+                grad_row_narrow(x + i * c, dy + i * c, (uint16_t *)r->out[0]->cpu + at, c, k);
+            else
+                grad_row(x + i * c, dy + i * c, (float *)r->out[0]->cpu + at, c, k);
+        }
     }
+    add_prior(r);
 }
 
-OP_HOT static void layer_norm_row(const float *x, float *y, int64_t c, const float *gamma, const float *beta, float eps, float *stats) {
+/* stats: mean, 1 / standard deviation */
+OP_HOT static void layer_norm_stats(const float *x, int64_t c, float eps, float *stats) {
     double sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < c; j++) sum += (double)x[j];
     float mean = (float)(sum / (double)c);
 #pragma omp simd reduction(+ : square)
     for (int64_t j = 0; j < c; j++) square += (double)((x[j] - mean) * (x[j] - mean));
-    float rstd = (float)(1.0 / sqrt(square / (double)c + (double)eps));
+    stats[0] = mean, stats[1] = (float)(1.0 / sqrt(square / (double)c + (double)eps));
+}
+
+OP_HOT static void layer_norm_row(const float *x, float *y, int64_t c, const float *gamma, const float *beta, const float *stats) {
+    float mean = stats[0], rstd = stats[1];
+#pragma omp simd
     for (int64_t j = 0; j < c; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
-    stats[0] = mean, stats[1] = rstd;
+}
+
+OP_HOT static void layer_norm_row_narrow(const float *x, uint16_t *y, int64_t c, const float *gamma, const float *beta,
+                                         const float *stats) {
+    float mean = stats[0], rstd = stats[1];
+#pragma omp simd
+    for (int64_t j = 0; j < c; j++) y[j] = scalar_bfloat((x[j] - mean) * rstd * gamma[j] + beta[j]);
 }
 
 static void layer_norm_cpu(const record *r, const device *d) {
     (void)d;
     int64_t c = r->i[I_CHANNELS];
-    const float *x = r->in[IN_X]->cpu;
-    float *y = r->out[0]->cpu, *stats = r->out[1]->cpu;
+    const float *x = r->in[IN_X]->cpu, *gamma = r->in[IN_GAMMA]->cpu, *beta = r->in[IN_BETA]->cpu;
+    float *stats = r->out[1]->cpu;
 #pragma omp parallel for schedule(static) if (r->i[I_PIXELS] * c > OP_SMALL)
-    for (int64_t i = 0; i < r->i[I_PIXELS]; i++)
-        layer_norm_row(x + i * c, y + i * c, c, r->in[IN_GAMMA]->cpu, r->in[IN_BETA]->cpu, r->f[0], stats + 2 * i);
+    for (int64_t i = 0; i < r->i[I_PIXELS]; i++) {
+        layer_norm_stats(x + i * c, c, r->f[0], stats + 2 * i);
+        if (r->out[0]->type == DTYPE_BF16)
+            layer_norm_row_narrow(x + i * c, (uint16_t *)r->out[0]->cpu + i * c, c, gamma, beta, stats + 2 * i);
+        else
+            layer_norm_row(x + i * c, (float *)r->out[0]->cpu + i * c, c, gamma, beta, stats + 2 * i);
+    }
 }
 
 OP_HOT static void layer_norm_grad_row(const float *x, const float *dy, float *dx, int64_t c, const float *gamma, const float *stats) {
@@ -217,6 +289,7 @@ OP_HOT static void layer_norm_grad_row(const float *x, const float *dy, float *d
         sum += (double)g, sum_x += (double)(g * (x[j] - mean) * rstd);
     }
     float g_mean = (float)(sum / (double)c), gx_mean = (float)(sum_x / (double)c);
+#pragma omp simd
     for (int64_t j = 0; j < c; j++) dx[j] = rstd * (gamma[j] * dy[j] - g_mean - (x[j] - mean) * rstd * gx_mean);
 }
 
@@ -227,146 +300,235 @@ static void layer_norm_grad_cpu(const record *r, const device *d) {
     float *dx = r->out[0]->cpu;
 #pragma omp parallel for schedule(static) if (r->i[I_PIXELS] * c > OP_SMALL)
     for (int64_t i = 0; i < r->i[I_PIXELS]; i++) layer_norm_grad_row(x + i * c, dy + i * c, dx + i * c, c, r->in[2]->cpu, stats + 2 * i);
+    add_prior(r);
 }
 
-/* ---- Vulkan ---- */
+/* ---- Vulkan: group norm ---- */
 
-enum { CHUNK = 4096 /* elements of a group that one workgroup sums */, MOST_CHUNKS = 64, THREADS = 64 };
+enum {
+    GROUP_THREADS = 256, /* of a workgroup that holds a group of channels: shaders/group_in_workgroup.glsl */
+    HELD = 96,           /* elements of it in a thread's registers, */
+    GRAD_HELD = 64,      /* with as many gradients, */
+    SMALL_HELD = 16,     /* and where small programs are better */
+    BLOCK = 64,          /* pixels: shaders/group_pixels.glsl takes multiples of 64 */
+    MOST_BLOCK = 16,     /* times that */
+    BLOCKS_WANTED = 160, /* workgroups that keep a card busy */
+    FINISH_THREADS = 128,
+    GRAD_STEP = 4 /* more elements a thread take registers that waves need */
+};
 
-static int64_t chunks_of(const record *r) {
-    int64_t chunks = kernel_groups(r->i[I_PIXELS] * r->i[I_CHANNELS] / r->i[I_GROUPS], CHUNK);
-    return chunks > MOST_CHUNKS ? MOST_CHUNKS : chunks;
+static bool is_grad(const record *r) { return r->op == &GROUP_NORM_GRAD; }
+static int64_t group_width(const record *r) { return r->i[I_CHANNELS] / r->i[I_GROUPS]; }
+static int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
+
+/* One workgroup a group and image, which reads everything once. */
+typedef struct group_shape {
+    int64_t step, columns, chunks, threads;
+} group_shape;
+
+/* False: too large for that, or wider accesses are possible otherwise. */
+static bool fits_workgroup(const record *r, const gpu *on, group_shape *s) {
+    int64_t pixels = r->i[I_PIXELS], held = gpu_get_info(on)->small_kernels ? SMALL_HELD : is_grad(r) ? GRAD_HELD : HELD;
+    s->step = kernel_step(group_width(r));
+    s->columns = group_width(r) / s->step;
+    if (s->step < at_most(kernel_step(r->i[I_CHANNELS]), 4) || s->columns > GROUP_THREADS) return false;
+    s->chunks = kernel_groups(pixels, GROUP_THREADS / s->columns);
+    s->threads = kernel_groups(pixels, s->chunks) * s->columns;
+    return s->chunks * s->step <= held;
+}
+
+/* Three dispatches: sums over blocks of pixels, their end, and the result. */
+typedef struct block_shape {
+    int64_t step, column_groups, block, blocks;
+} block_shape;
+
+static block_shape blocks_of(const record *r) {
+    block_shape s = {.step = kernel_step(r->i[I_CHANNELS])};
+    if (is_grad(r)) s.step = at_most(s.step, GRAD_STEP);
+    s.column_groups = kernel_groups(r->i[I_CHANNELS] / s.step, s.step == 8 ? 8 : 16);
+    int64_t rounds = kernel_groups(r->i[I_PIXELS], BLOCK) * s.column_groups * r->i[I_IMAGES] / BLOCKS_WANTED;
+    s.block = BLOCK * (rounds < 1 ? 1 : at_most(rounds, MOST_BLOCK));
+    s.blocks = kernel_groups(r->i[I_PIXELS], s.block);
+    return s;
 }
 
 /* Partial sums, then the means of the gradient: pairs of floats. */
-static int64_t part_pairs(const record *r) { return r->i[I_IMAGES] * r->i[I_GROUPS] * chunks_of(r); }
+static size_t parts_bytes(const record *r) { return (size_t)(r->i[I_IMAGES] * blocks_of(r).blocks * r->i[I_CHANNELS]) * 2 * sizeof(float); }
+static size_t means_bytes(const record *r) { return (size_t)(r->i[I_IMAGES] * r->i[I_GROUPS]) * 2 * sizeof(float); }
+static size_t means_begin(const record *r) { return (parts_bytes(r) + 255) / 256 * 256; /* any device's offset alignment */ }
 
-static gpu_range part_range(const record *r) {
-    gpu_range range = r->scratch->gpu;
-    range.size = (size_t)part_pairs(r) * 2 * sizeof(float);
-    return range;
+static size_t vulkan_scratch(const record *r, const device *d) {
+    group_shape s;
+    return fits_workgroup(r, d->gpu, &s) ? 0 : means_begin(r) + means_bytes(r);
 }
+
+static gpu_range parts_range(const record *r) { return (gpu_range){r->scratch->gpu.buffer, r->scratch->gpu.offset, parts_bytes(r)}; }
 
 static gpu_range means_range(const record *r) {
-    gpu_range range = r->scratch->gpu;
-    size_t begin = ((size_t)part_pairs(r) * 2 * sizeof(float) + 255) / 256 * 256; /* any device's offset alignment */
-    range.offset += begin;
-    range.size = (size_t)(r->i[I_IMAGES] * r->i[I_GROUPS]) * 2 * sizeof(float);
-    return range;
+    return (gpu_range){r->scratch->gpu.buffer, r->scratch->gpu.offset + means_begin(r), means_bytes(r)};
 }
 
-static size_t vulkan_scratch(const record *r) {
-    return ((size_t)part_pairs(r) * 2 * sizeof(float) + 255) / 256 * 256 + (size_t)(r->i[I_IMAGES] * r->i[I_GROUPS]) * 2 * sizeof(float);
-}
-
-static void push_sizes(kernel_call *k, const record *r, bool images) {
-    if (images) kernel_push(k, r->i[I_IMAGES]);
+static void run_in_workgroup(kernel_call *k, const record *r, gpu_recording *rec, const group_shape *s) {
+    const int64_t constants[] = {s->threads, s->step, s->columns, s->chunks, r->i[I_SILU]};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) kernel_constant(k, constants[i]);
+    if (is_grad(r)) kernel_constant(k, r->in[GRAD_PRIOR] != NULL);
     kernel_push(k, r->i[I_PIXELS]);
     kernel_push(k, r->i[I_GROUPS]);
-    kernel_push(k, r->i[I_CHANNELS] / r->i[I_GROUPS]);
-    if (!images) kernel_push(k, chunks_of(r));
+    kernel_push_float(k, 1.0f / (float)(r->i[I_PIXELS] * group_width(r)));
+    kernel_push_float(k, r->f[0]);
+    kernel_run(k, rec, r->i[I_GROUPS], r->i[I_IMAGES], 1, 0);
 }
 
-static void finish(const record *r, gpu_recording *rec, gpu_range stats, bool grad) {
+static bool whole_blocks(const record *r) { return r->i[I_PIXELS] % BLOCK == 0; }
+
+static void run_blocks(kernel_call *k, const record *r, gpu_recording *rec) {
+    block_shape s = blocks_of(r);
+    const int64_t push[] = {r->i[I_PIXELS], r->i[I_CHANNELS] / s.step, s.block, s.blocks, r->i[I_GROUPS]};
+    for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(k, push[i]);
+    kernel_push_divisor(k, group_width(r));
+    kernel_run(k, rec, s.column_groups, s.blocks, r->i[I_IMAGES], 0);
+}
+
+static void finish(const record *r, gpu_recording *rec, gpu_range stats) {
+    block_shape s = blocks_of(r);
     kernel_call k = kernel_named("group_norm_finish");
-    kernel_constant(&k, grad);
-    kernel_bind(&k, part_range(r), false);
+    kernel_constant(&k, FINISH_THREADS);
+    kernel_constant(&k, is_grad(r));
+    kernel_bind(&k, parts_range(r), false);
     kernel_bind(&k, stats, true);
-    kernel_push(&k, r->i[I_IMAGES] * r->i[I_GROUPS]);
     kernel_push(&k, r->i[I_PIXELS]);
-    kernel_push(&k, r->i[I_CHANNELS] / r->i[I_GROUPS]);
-    kernel_push(&k, chunks_of(r));
+    kernel_push(&k, r->i[I_GROUPS]);
+    kernel_push(&k, group_width(r));
+    kernel_push_divisor(&k, group_width(r));
+    kernel_push(&k, s.block);
+    kernel_push(&k, s.blocks);
     kernel_push_float(&k, r->f[0]);
-    kernel_run_over(&k, rec, r->i[I_IMAGES] * r->i[I_GROUPS]);
+    kernel_run(&k, rec, r->i[I_GROUPS], r->i[I_IMAGES], 1, 0);
+}
+
+/* x, y, gamma, beta and stats: what both forward kernels bind. */
+static kernel_call forward_call(const char *name, const record *r, bool writes_stats) {
+    kernel_call k = kernel_named(name);
+    kernel_read_typed(&k, r->in[IN_X]);
+    kernel_write_typed(&k, r->out[0]);
+    kernel_read(&k, r->in[IN_GAMMA]);
+    kernel_read(&k, r->in[IN_BETA]);
+    kernel_bind(&k, r->out[1]->gpu, writes_stats);
+    return k;
 }
 
 static void group_norm_vulkan(const record *r, gpu_recording *rec) {
+    group_shape in_workgroup;
+    if (fits_workgroup(r, gpu_recording_device(rec), &in_workgroup)) {
+        kernel_call k = forward_call("group_norm", r, true);
+        run_in_workgroup(&k, r, rec, &in_workgroup);
+        return;
+    }
     kernel_call k = kernel_named("group_norm_stats");
     kernel_read_typed(&k, r->in[IN_X]);
-    kernel_bind(&k, part_range(r), true);
-    kernel_constant(&k, THREADS);
-    push_sizes(&k, r, false);
-    kernel_run(&k, rec, chunks_of(r), r->i[I_GROUPS], r->i[I_IMAGES], 0);
+    kernel_bind(&k, parts_range(r), true);
+    kernel_constant(&k, blocks_of(r).step);
+    kernel_constant(&k, r->in[IN_X]->type == DTYPE_F32);
+    kernel_constant(&k, whole_blocks(r));
+    run_blocks(&k, r, rec);
 
-    finish(r, rec, r->out[1]->gpu, false);
+    finish(r, rec, r->out[1]->gpu);
 
-    int64_t four = kernel_fours(r->i[I_CHANNELS] / r->i[I_GROUPS]), count = r->i[I_IMAGES] * r->i[I_PIXELS] * r->i[I_CHANNELS];
-    k = kernel_named("group_norm_apply");
-    kernel_read_typed(&k, r->in[IN_X]);
-    kernel_write_typed(&k, r->out[0]);
-    kernel_read(&k, r->in[IN_GAMMA]);
-    kernel_read(&k, r->in[IN_BETA]);
-    kernel_read(&k, r->out[1]);
+    k = forward_call("group_norm_apply", r, false);
+    kernel_constant(&k, blocks_of(r).step);
     kernel_constant(&k, r->i[I_SILU]);
-    kernel_constant(&k, four);
-    push_sizes(&k, r, true);
-    kernel_run_over(&k, rec, four ? count / 4 : count);
+    kernel_constant(&k, whole_blocks(r));
+    run_blocks(&k, r, rec);
 }
 
+/* x, dy, (dx,) gamma, beta and stats. */
+static kernel_call grad_call(const char *name, const record *r, bool writes_dx) {
+    kernel_call k = kernel_named(name);
+    kernel_read_typed(&k, r->in[GRAD_X]);
+    kernel_read_typed(&k, r->in[GRAD_DY]);
+    if (writes_dx) kernel_write_typed(&k, r->out[0]);
+    kernel_read(&k, r->in[GRAD_GAMMA]);
+    if (r->op == &GROUP_NORM_GRAD) kernel_read(&k, r->in[GRAD_BETA]);
+    kernel_read(&k, r->in[GRAD_STATS]);
+    return k;
+}
+
+/* The binding is always there. */
+static void read_prior(kernel_call *k, const record *r) { kernel_read(k, r->in[GRAD_PRIOR] ? r->in[GRAD_PRIOR] : r->in[GRAD_X]); }
+
 static void group_norm_grad_vulkan(const record *r, gpu_recording *rec) {
-    kernel_call k = kernel_named("group_norm_backward_stats");
-    kernel_read_typed(&k, r->in[1]);
-    kernel_read_typed(&k, r->in[0]);
-    for (int i = 2; i < 5; i++) kernel_read(&k, r->in[i]);
-    kernel_bind(&k, part_range(r), true);
-    kernel_constant(&k, THREADS);
-    kernel_constant(&k, r->i[I_SILU]);
-    push_sizes(&k, r, false);
-    kernel_run(&k, rec, chunks_of(r), r->i[I_GROUPS], r->i[I_IMAGES], 0);
+    group_shape in_workgroup;
+    if (fits_workgroup(r, gpu_recording_device(rec), &in_workgroup)) {
+        kernel_call k = grad_call("group_norm_backward", r, true);
+        read_prior(&k, r);
+        run_in_workgroup(&k, r, rec, &in_workgroup);
+        return;
+    }
+    const int64_t constants[] = {blocks_of(r).step, r->i[I_SILU], whole_blocks(r), r->in[GRAD_PRIOR] != NULL};
+    kernel_call k = grad_call("group_norm_backward_stats", r, false);
+    kernel_bind(&k, parts_range(r), true);
+    for (int i = 0; i < 3; i++) kernel_constant(&k, constants[i]);
+    run_blocks(&k, r, rec);
 
-    finish(r, rec, means_range(r), true);
+    finish(r, rec, means_range(r));
 
-    k = kernel_named("group_norm_backward_apply");
-    kernel_read_typed(&k, r->in[1]);
-    kernel_read_typed(&k, r->in[0]);
-    kernel_write_typed(&k, r->out[0]);
-    for (int i = 2; i < 5; i++) kernel_read(&k, r->in[i]);
+    k = grad_call("group_norm_backward_apply", r, true);
     kernel_bind(&k, means_range(r), false);
-    kernel_constant(&k, r->i[I_SILU]);
-    push_sizes(&k, r, true);
-    kernel_run_over(&k, rec, r->i[I_IMAGES] * r->i[I_PIXELS] * r->i[I_CHANNELS]);
+    read_prior(&k, r);
+    for (int i = 0; i < 4; i++) kernel_constant(&k, constants[i]);
+    run_blocks(&k, r, rec);
+}
+
+/* ---- Vulkan: layer norm ---- */
+
+enum { ROW_THREADS = 64, LEAST_LANES = 8, MOST_LANES = 64, CHUNKS = 3, GRAD_CHUNKS = 2 };
+
+/* As many threads a row as leave each no more than CHUNKS steps of it, in workgroups of ROW_THREADS. */
+static void run_rows(kernel_call *k, const record *r, gpu_recording *rec) {
+    bool grad = r->op == &LAYER_NORM_GRAD;
+    int64_t most = grad ? GRAD_CHUNKS : CHUNKS, step = kernel_step(r->i[I_CHANNELS]), steps = r->i[I_CHANNELS] / step, lanes = LEAST_LANES;
+    while (lanes < MOST_LANES && steps > lanes * most) lanes *= 2;
+    const int64_t constants[] = {ROW_THREADS, step, lanes, kernel_groups(steps, lanes), r->in[GRAD_PRIOR] != NULL};
+    for (int i = 0; i < (grad ? 5 : 4); i++) kernel_constant(k, constants[i]);
+    kernel_push(k, r->i[I_PIXELS]);
+    kernel_push(k, steps);
+    kernel_push_float(k, 1.0f / (float)r->i[I_CHANNELS]);
+    kernel_push_float(k, r->f[0]);
+    kernel_run_groups(k, rec, kernel_groups(r->i[I_PIXELS], ROW_THREADS / lanes));
 }
 
 static void layer_norm_vulkan(const record *r, gpu_recording *rec) {
-    kernel_call k = kernel_named("layer_norm");
-    kernel_read_typed(&k, r->in[IN_X]);
-    kernel_write_typed(&k, r->out[0]);
-    kernel_read(&k, r->in[IN_GAMMA]);
-    kernel_read(&k, r->in[IN_BETA]);
-    kernel_write(&k, r->out[1]);
-    kernel_constant(&k, THREADS);
-    kernel_push(&k, r->i[I_PIXELS]);
-    kernel_push(&k, r->i[I_CHANNELS]);
-    kernel_push_float(&k, r->f[0]);
-    kernel_run_groups(&k, rec, r->i[I_PIXELS]);
+    kernel_call k = forward_call("layer_norm", r, true);
+    run_rows(&k, r, rec);
 }
 
 static void layer_norm_grad_vulkan(const record *r, gpu_recording *rec) {
-    kernel_call k = kernel_named("layer_norm_backward");
-    kernel_read_typed(&k, r->in[1]);
-    kernel_read_typed(&k, r->in[0]);
-    kernel_write_typed(&k, r->out[0]);
-    kernel_read(&k, r->in[2]);
-    kernel_read(&k, r->in[4]);
-    kernel_constant(&k, THREADS);
-    kernel_push(&k, r->i[I_PIXELS]);
-    kernel_push(&k, r->i[I_CHANNELS]);
-    kernel_run_groups(&k, rec, r->i[I_PIXELS]);
+    kernel_call k = grad_call("layer_norm_backward", r, true);
+    read_prior(&k, r);
+    run_rows(&k, r, rec);
 }
 
 static const op GROUP_NORM = {.name = "group_norm",
                               .backward = backward,
                               .scratch = group_scratch,
+                              .narrow = narrow_result,
                               .run_cpu = group_norm_cpu,
                               .run_vulkan = group_norm_vulkan,
-                              .in_place = -1};
+                              .in_place = -1,
+                              .cheap = true};
 static const op GROUP_NORM_GRAD = {.name = "group_norm_grad",
                                    .scratch = group_scratch,
+                                   .narrow = grad_narrow,
                                    .run_cpu = group_norm_grad_cpu,
                                    .run_vulkan = group_norm_grad_vulkan,
                                    .in_place = 0};
-static const op LAYER_NORM = {
-    .name = "layer_norm", .backward = backward, .run_cpu = layer_norm_cpu, .run_vulkan = layer_norm_vulkan, .in_place = -1};
+static const op LAYER_NORM = {.name = "layer_norm",
+                              .backward = backward,
+                              .narrow = narrow_result,
+                              .run_cpu = layer_norm_cpu,
+                              .run_vulkan = layer_norm_vulkan,
+                              .in_place = -1,
+                              .cheap = true};
 static const op LAYER_NORM_GRAD = {
     .name = "layer_norm_grad", .run_cpu = layer_norm_grad_cpu, .run_vulkan = layer_norm_grad_vulkan, .in_place = 0};
 const op *const OP_GROUP_NORM = &GROUP_NORM, *const OP_GROUP_NORM_GRAD = &GROUP_NORM_GRAD;

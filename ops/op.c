@@ -21,6 +21,11 @@ void grad_sum_done(tape *t, tensor *w, tensor *sum) {
     if (w->home != TENSOR_PARAMETER) grad_add(t, w, sum);
 }
 
+narrowing narrow_result(const record *r, const device *d) {
+    (void)r, (void)d;
+    return (narrowing){.out = 1};
+}
+
 void blas_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,

@@ -76,6 +76,19 @@ void cpu_copy(float *out, const float *in, int64_t n);
 /* Whether own kernels (cpu/cpu.h) can multiply by a tensor as it is stored. */
 static inline bool cpu_kernels_read(const tensor *x) { return x->type == DTYPE_F32 || x->type == DTYPE_F16 || x->type == DTYPE_BF16; }
 
+/* Rounds to bf16, to nearest even; tiny values as the processor's own conversion, which products see as zeros either way. */
+static inline uint16_t scalar_bfloat(float x) {
+    union {
+        float f;
+        uint32_t i;
+    } bits = {.f = x};
+    uint32_t rounded = (bits.i + 0x7fffu + (bits.i >> 16 & 1u)) >> 16;
+    return (uint16_t)(x != x ? 0x7fffu : rounded);
+}
+
+/* The result can be stored in bf16, what is read cannot: for ops that compute element by element (their `narrow`). */
+narrowing narrow_result(const record *r, const device *d);
+
 /* Address of element `index` of a stored constant. */
 static inline const void *cpu_at(const tensor *x, int64_t index) { return (const char *)x->cpu + (size_t)index * dtype_size(x->type); }
 

@@ -1,31 +1,60 @@
 /* What happens to adapter parameters after the backward pass: the norm of all gradients, and AdamW. All fp32. */
+#include "base/memory.h"
 #include "ops/kernel.h"
 #include "ops/op.h"
 
 #include <math.h>
+#include <stdlib.h>
 
-enum { I_COUNT };
+enum { I_COUNT, I_FIRST, I_PARTS };
 enum { LEARNING_RATE, BETA1, BETA2, EPS, WEIGHT_DECAY, CORRECTION1, CORRECTION2, INVERSE_SCALE };
+enum { GAP = 64 /* floats: less are between parameters of a pool, and those are zero */ };
 
 static const op SQUARE_SUM, GRAD_NORM, ADAMW;
+static int64_t parts_of(const device *d, int64_t count);
 
-/* Sums are chained: each record adds its gradient's squares to the sum so far. */
+/* The number of floats from the beginning of `first`, which `count` belong to so far, to the end of `next`; 0 where it does not follow on
+   them in the same buffer. Never on the CPU. */
+static int64_t joined(const tensor *first, int64_t count, const tensor *next) {
+    if (!first->gpu.buffer || first->gpu.buffer != next->gpu.buffer || next->gpu.offset <= first->gpu.offset) return 0;
+    int64_t at = (int64_t)((next->gpu.offset - first->gpu.offset) / sizeof(float));
+    return at >= count && at < count + GAP ? at + tensor_count(next) : 0;
+}
+
+/* Neighbouring gradients are summed together, each such run into parts of its own. On the CPU a part is the sum so far. */
 tensor *op_grad_norm(tape *t, tensor *const *grads, int count, tensor *control) {
-    tensor *sum = NULL;
-    for (int i = 0; i < count; i++) {
-        tensor *next = tape_temporary(t, DTYPE_F32, 1, (int64_t[]){1});
-        tape_append(t, &SQUARE_SUM, (tensor *[]){grads[i], sum}, 2, &next, 1)->i[I_COUNT] = tensor_count(grads[i]);
-        sum = next;
+    if (!count) return tape_fail(t, "gradient norm: there is nothing to train");
+    record **sums = memory_new((size_t)count, sizeof *sums);
+    int64_t parts = 0;
+    for (int i = 0, n = 0; i < count; n++) {
+        record *r = sums[n] = tape_append(t, &SQUARE_SUM, &grads[i], 1, NULL, 0);
+        r->i[I_COUNT] = tensor_count(grads[i]), r->i[I_FIRST] = parts;
+        for (int64_t more = 0; ++i < count && (more = joined(r->in[0], r->i[I_COUNT], grads[i]));) r->i[I_COUNT] = more;
+        parts += r->i[I_PARTS] = parts_of(tape_device(t), r->i[I_COUNT]);
     }
-    if (!sum) return tape_fail(t, "gradient norm: there is nothing to train");
-    tensor *norm = tape_temporary(t, DTYPE_F32, 1, (int64_t[]){1});
-    tape_append(t, &GRAD_NORM, (tensor *[]){sum, control}, 2, &norm, 1);
+    tensor *sum = tape_temporary(t, DTYPE_F32, 1, &parts), *norm = tape_temporary(t, DTYPE_F32, 1, (int64_t[]){1});
+    for (int i = 0; i < count && sums[i]; i++) sums[i]->out[0] = sum;
+    free(sums);
+    tape_append(t, &GRAD_NORM, (tensor *[]){sum, control}, 2, &norm, 1)->i[I_PARTS] = parts;
     tape_keep(norm);
     return norm;
 }
 
+/* Whether a record can take these tensors in too: they follow on its own, all four at the same distance. */
+static bool extend(record *r, tensor *const next[4], const tensor *control, const tensor *norm, float max_norm) {
+    if (r->op != &ADAMW || r->in[0] != control || r->in[1] != norm || r->f[0] < max_norm || r->f[0] > max_norm) return false;
+    const tensor *const own[] = {r->out[0], r->in[2], r->out[1], r->out[2]};
+    int64_t count = joined(own[0], r->i[I_COUNT], next[0]);
+    for (int i = 1; i < 4; i++)
+        if (joined(own[i], r->i[I_COUNT], next[i]) != count) return false;
+    if (count) r->i[I_COUNT] = count;
+    return count > 0;
+}
+
 void op_adamw(tape *t, tensor *param, tensor *grad, tensor *m, tensor *v, tensor *control, tensor *norm, float max_norm) {
     if (!param || !grad || !m || !v || !control || !norm) return;
+    int length = tape_length(t);
+    if (length && extend(tape_record(t, length - 1), (tensor *[]){param, grad, m, v}, control, norm, max_norm)) return;
     record *r = tape_append(t, &ADAMW, (tensor *[]){control, norm}, 2, (tensor *[]){param, m, v}, 3);
     /* The gradient is read and set to zero. */
     r->in[2] = grad;
@@ -38,16 +67,18 @@ void op_adamw(tape *t, tensor *param, tensor *grad, tensor *m, tensor *v, tensor
 static void square_sum_cpu(const record *r, const device *d) {
     (void)d;
     const float *g = r->in[0]->cpu;
-    double sum = r->in[1] ? (double)*(const float *)r->in[1]->cpu : 0;
+    float *parts = r->out[0]->cpu;
+    int64_t part = r->i[I_FIRST];
+    double sum = part ? (double)parts[part - 1] : 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < r->i[I_COUNT]; i++) sum += (double)g[i] * (double)g[i];
-    *(float *)r->out[0]->cpu = (float)sum;
+    parts[part] = (float)sum;
 }
 
 static void grad_norm_cpu(const record *r, const device *d) {
     (void)d;
-    const float *control = r->in[1]->cpu;
-    *(float *)r->out[0]->cpu = sqrtf(*(const float *)r->in[0]->cpu) * control[INVERSE_SCALE];
+    const float *control = r->in[1]->cpu, *parts = r->in[0]->cpu;
+    *(float *)r->out[0]->cpu = sqrtf(parts[r->i[I_PARTS] - 1]) * control[INVERSE_SCALE];
 }
 
 OP_HOT static void adamw_update(float *p, float *g, float *m, float *v, int64_t n, const float *control, float scale) {
@@ -72,35 +103,28 @@ static void adamw_cpu(const record *r, const device *d) {
 
 /* ---- Vulkan ---- */
 
-enum { THREADS = 256, MOST_PARTS = 64 };
+enum { THREADS = 256, PART = 64 * THREADS /* floats of a workgroup */, MOST_PARTS = 256 };
 
-/* Small gradients are summed by one workgroup at once, large ones in parts. */
-static int64_t parts_of(const record *r) {
-    int64_t parts = kernel_groups(r->i[I_COUNT], 64 * THREADS);
+/* As many workgroups as begin on a multiple of GAP parts: ranges that are bound must be aligned. */
+static int64_t parts_of(const device *d, int64_t count) {
+    if (!d->gpu) return 1;
+    int64_t parts = kernel_groups(kernel_groups(count, PART), GAP) * GAP;
     return parts > MOST_PARTS ? MOST_PARTS : parts;
 }
 
-static size_t square_sum_scratch(const record *r, const device *d) {
-    return d->gpu && parts_of(r) > 1 ? (size_t)parts_of(r) * sizeof(float) : 0;
+static gpu_range range_of(const tensor *first, int64_t at, int64_t count) {
+    return (gpu_range){first->gpu.buffer, first->gpu.offset + (size_t)at * sizeof(float), (size_t)count * sizeof(float)};
 }
 
 static void square_sum_vulkan(const record *r, gpu_recording *rec) {
-    const tensor *sum = r->scratch ? r->scratch : r->out[0];
+    int64_t count = r->i[I_COUNT], step = kernel_step(count);
     kernel_call k = kernel_named("square_sum");
-    kernel_read(&k, r->in[0]);
-    kernel_read(&k, r->in[1] ? r->in[1] : r->in[0]);
-    kernel_write(&k, sum);
+    kernel_bind(&k, range_of(r->in[0], 0, count), false);
+    kernel_bind(&k, range_of(r->out[0], r->i[I_FIRST], r->i[I_PARTS]), true);
     kernel_constant(&k, THREADS);
-    kernel_push(&k, r->i[I_COUNT]);
-    kernel_push(&k, r->in[1] != NULL);
-    kernel_run(&k, rec, parts_of(r), 1, 1, 0);
-    if (!r->scratch) return;
-    k = kernel_named("sum");
-    kernel_read(&k, r->scratch);
-    kernel_write(&k, r->out[0]);
-    kernel_constant(&k, MOST_PARTS);
-    kernel_push(&k, parts_of(r));
-    kernel_run(&k, rec, 1, 1, 1, 0);
+    kernel_constant(&k, step);
+    kernel_push(&k, count / step);
+    kernel_run(&k, rec, r->i[I_PARTS], 1, 1, 0);
 }
 
 static void grad_norm_vulkan(const record *r, gpu_recording *rec) {
@@ -108,24 +132,24 @@ static void grad_norm_vulkan(const record *r, gpu_recording *rec) {
     kernel_read(&k, r->in[0]);
     kernel_read(&k, r->in[1]);
     kernel_write(&k, r->out[0]);
+    kernel_constant(&k, THREADS);
+    kernel_push(&k, r->i[I_PARTS]);
     kernel_run(&k, rec, 1, 1, 1, 0);
 }
 
 static void adamw_vulkan(const record *r, gpu_recording *rec) {
+    const tensor *const all[] = {r->out[0], r->in[2], r->out[1], r->out[2]};
+    int64_t fours = kernel_groups(r->i[I_COUNT], 4);
     kernel_call k = kernel_named("adamw");
-    kernel_write(&k, r->out[0]);
-    kernel_write(&k, r->in[2]);
-    kernel_write(&k, r->out[1]);
-    kernel_write(&k, r->out[2]);
+    for (int i = 0; i < 4; i++) kernel_bind(&k, range_of(all[i], 0, 4 * fours), true);
     kernel_read(&k, r->in[0]);
     kernel_read(&k, r->in[1]);
-    kernel_push(&k, r->i[I_COUNT]);
+    kernel_push(&k, fours);
     kernel_push_float(&k, r->f[0]);
-    kernel_run_over(&k, rec, r->i[I_COUNT]);
+    kernel_run_over(&k, rec, fours);
 }
 
-static const op SQUARE_SUM = {
-    .name = "square_sum", .scratch = square_sum_scratch, .run_cpu = square_sum_cpu, .run_vulkan = square_sum_vulkan, .in_place = -1};
+static const op SQUARE_SUM = {.name = "square_sum", .run_cpu = square_sum_cpu, .run_vulkan = square_sum_vulkan, .in_place = -1};
 static const op GRAD_NORM = {.name = "grad_norm", .run_cpu = grad_norm_cpu, .run_vulkan = grad_norm_vulkan, .in_place = -1};
 static const op ADAMW = {.name = "adamw", .run_cpu = adamw_cpu, .run_vulkan = adamw_vulkan, .in_place = -1};
 const op *const OP_SQUARE_SUM = &SQUARE_SUM, *const OP_GRAD_NORM = &GRAD_NORM, *const OP_ADAMW = &ADAMW;

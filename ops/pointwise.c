@@ -63,12 +63,27 @@ static void add_backward(tape *t, const record *r) {
 
 /* ---- CPU ---- */
 
+/* Elements [at, ...) of a result: computed in place, or rounded from a buffer of PIECE floats. */
+static float *piece_target(const tensor *y, int64_t at, float *buffer) { return y->type == DTYPE_BF16 ? buffer : (float *)y->cpu + at; }
+
+OP_HOT static void piece_narrow(uint16_t *y, const float *x, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = scalar_bfloat(x[i]);
+}
+
+static void piece_store(const tensor *y, int64_t at, const float *buffer, int64_t n) {
+    if (y->type == DTYPE_BF16) piece_narrow((uint16_t *)y->cpu + at, buffer, n);
+}
+
 OP_HOT static void activate(float *y, const float *x, int64_t n, activation kind) {
     if (kind == ACTIVATION_SILU)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) y[i] = x[i] * scalar_sigmoid(x[i]);
     else if (kind == ACTIVATION_GELU)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) y[i] = scalar_gelu(x[i]);
     else
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) y[i] = x[i] * scalar_sigmoid(1.702f * x[i]);
 }
 
@@ -80,10 +95,13 @@ static float gated_slope(float x, float a) {
 
 OP_HOT static void activate_grad(float *dx, const float *dy, const float *x, int64_t n, activation kind) {
     if (kind == ACTIVATION_SILU)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * gated_slope(x[i], 1.0f);
     else if (kind == ACTIVATION_GELU)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * scalar_gelu_slope(x[i]);
     else
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * gated_slope(x[i], 1.702f);
 }
 
@@ -92,51 +110,74 @@ static int64_t piece(int64_t count, int64_t at) { return count - at < PIECE ? co
 static void activation_cpu(const record *r, const device *d) {
     (void)d;
     const float *x = r->in[0]->cpu;
-    float *y = r->out[0]->cpu;
     int64_t n = r->i[I_COUNT];
 #pragma omp parallel for schedule(static) if (n > PIECE)
-    for (int64_t at = 0; at < n; at += PIECE) activate(y + at, x + at, piece(n, at), (activation)r->i[I_KIND]);
+    for (int64_t at = 0; at < n; at += PIECE) {
+        float buffer[PIECE], *y = piece_target(r->out[0], at, buffer);
+        activate(y, x + at, piece(n, at), (activation)r->i[I_KIND]);
+        piece_store(r->out[0], at, buffer, piece(n, at));
+    }
 }
 
 static void activation_grad_cpu(const record *r, const device *d) {
     (void)d;
     const float *dy = r->in[0]->cpu, *x = r->in[1]->cpu;
-    float *dx = r->out[0]->cpu;
     int64_t n = r->i[I_COUNT];
 #pragma omp parallel for schedule(static) if (n > PIECE)
-    for (int64_t at = 0; at < n; at += PIECE) activate_grad(dx + at, dy + at, x + at, piece(n, at), (activation)r->i[I_KIND]);
+    for (int64_t at = 0; at < n; at += PIECE) {
+        float buffer[PIECE], *dx = piece_target(r->out[0], at, buffer);
+        activate_grad(dx, dy + at, x + at, piece(n, at), (activation)r->i[I_KIND]);
+        piece_store(r->out[0], at, buffer, piece(n, at));
+    }
 }
 
-OP_HOT static void geglu_row(float *y, const float *x, int64_t n) {
-    for (int64_t j = 0; j < n; j++) y[j] = x[j] * scalar_gelu(x[n + j]);
+OP_HOT static void geglu_piece(float *y, const float *value, const float *gate, int64_t n) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) y[j] = value[j] * scalar_gelu(gate[j]);
 }
 
-OP_HOT static void geglu_grad_row(float *dx, const float *dy, const float *x, int64_t n) {
+/* The gradients may take the place of what they are computed from. */
+OP_HOT static void geglu_grad_piece(float *d_value, float *d_gate, const float *dy, const float *value, const float *gate, int64_t n) {
+#pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        dx[j] = dy[j] * scalar_gelu(x[n + j]);
-        dx[n + j] = dy[j] * x[j] * scalar_gelu_slope(x[n + j]);
+        float v = value[j], g = gate[j];
+        d_value[j] = dy[j] * scalar_gelu(g);
+        d_gate[j] = dy[j] * v * scalar_gelu_slope(g);
     }
 }
 
 static void geglu_cpu(const record *r, const device *d) {
     (void)d;
     const float *x = r->in[0]->cpu;
-    float *y = r->out[0]->cpu;
     int64_t n = r->i[I_COLUMNS];
 #pragma omp parallel for schedule(static) if (r->i[I_ROWS] * n > OP_SMALL)
-    for (int64_t i = 0; i < r->i[I_ROWS]; i++) geglu_row(y + i * n, x + 2 * i * n, n);
+    for (int64_t i = 0; i < r->i[I_ROWS]; i++)
+        for (int64_t at = 0; at < n; at += PIECE) {
+            const float *value = x + 2 * i * n + at;
+            float buffer[PIECE], *y = piece_target(r->out[0], i * n + at, buffer);
+            geglu_piece(y, value, value + n, piece(n, at));
+            piece_store(r->out[0], i * n + at, buffer, piece(n, at));
+        }
 }
 
 static void geglu_grad_cpu(const record *r, const device *d) {
     (void)d;
     const float *dy = r->in[0]->cpu, *x = r->in[1]->cpu;
-    float *dx = r->out[0]->cpu;
     int64_t n = r->i[I_COLUMNS];
 #pragma omp parallel for schedule(static) if (r->i[I_ROWS] * n > OP_SMALL)
-    for (int64_t i = 0; i < r->i[I_ROWS]; i++) geglu_grad_row(dx + 2 * i * n, dy + i * n, x + 2 * i * n, n);
+    for (int64_t i = 0; i < r->i[I_ROWS]; i++)
+        for (int64_t at = 0; at < n; at += PIECE) {
+            int64_t first = 2 * i * n + at, count = piece(n, at);
+            float buffer[2][PIECE], *d_value = piece_target(r->out[0], first, buffer[0]),
+                                    *d_gate = piece_target(r->out[0], first + n, buffer[1]);
+            geglu_grad_piece(d_value, d_gate, dy + i * n + at, x + first, x + first + n, count);
+            piece_store(r->out[0], first, buffer[0], count);
+            piece_store(r->out[0], first + n, buffer[1], count);
+        }
 }
 
 OP_HOT static void add_piece(float *y, const float *a, const float *b, int64_t n) {
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
 }
 
@@ -151,35 +192,36 @@ static void add_cpu(const record *r, const device *d) {
 
 /* ---- Vulkan ---- */
 
+static void run_activation(kernel_call *k, const record *r, gpu_recording *rec) {
+    int64_t n = r->i[I_COUNT], step = kernel_step(n);
+    kernel_constant(k, r->i[I_KIND]);
+    kernel_constant(k, step);
+    kernel_push(k, n);
+    kernel_run_over(k, rec, n / step);
+}
+
 static void activation_vulkan(const record *r, gpu_recording *rec) {
-    int64_t n = r->i[I_COUNT], four = kernel_fours(n);
     kernel_call k = kernel_named("activation");
     kernel_read_typed(&k, r->in[0]);
     kernel_write_typed(&k, r->out[0]);
-    kernel_constant(&k, r->i[I_KIND]);
-    kernel_constant(&k, four);
-    kernel_push(&k, n);
-    kernel_run_over(&k, rec, four ? n / 4 : n);
+    run_activation(&k, r, rec);
 }
 
 static void activation_grad_vulkan(const record *r, gpu_recording *rec) {
-    int64_t n = r->i[I_COUNT], four = kernel_fours(n);
     kernel_call k = kernel_named("activation_backward");
     kernel_read_typed(&k, r->in[1]);
     kernel_read_typed(&k, r->in[0]);
     kernel_write_typed(&k, r->out[0]);
-    kernel_constant(&k, r->i[I_KIND]);
-    kernel_constant(&k, four);
-    kernel_push(&k, n);
-    kernel_run_over(&k, rec, four ? n / 4 : n);
+    run_activation(&k, r, rec);
 }
 
 static void run_geglu(kernel_call *k, const record *r, gpu_recording *rec) {
-    int64_t n = r->i[I_ROWS] * r->i[I_COLUMNS], four = kernel_fours(r->i[I_COLUMNS]);
-    kernel_constant(k, four);
-    kernel_push(k, r->i[I_ROWS]);
-    kernel_push(k, r->i[I_COLUMNS]);
-    kernel_run_over(k, rec, four ? n / 4 : n);
+    int64_t step = kernel_step(r->i[I_COLUMNS]), steps = r->i[I_ROWS] * r->i[I_COLUMNS] / step;
+    kernel_constant(k, step);
+    kernel_push(k, steps);
+    kernel_push(k, r->i[I_COLUMNS] / step);
+    kernel_push_divisor(k, r->i[I_COLUMNS] / step);
+    kernel_run_over(k, rec, steps);
 }
 
 static void geglu_vulkan(const record *r, gpu_recording *rec) {
@@ -198,23 +240,38 @@ static void geglu_grad_vulkan(const record *r, gpu_recording *rec) {
 }
 
 static void add_vulkan(const record *r, gpu_recording *rec) {
-    int64_t n = r->i[I_COUNT], four = kernel_fours(n);
+    int64_t n = r->i[I_COUNT], step = kernel_step(n);
     kernel_call k = kernel_named("add");
     kernel_read_typed(&k, r->in[0]);
     kernel_read_typed(&k, r->in[1]);
     kernel_write_typed(&k, r->out[0]);
-    kernel_constant(&k, four);
+    kernel_constant(&k, step);
     kernel_push(&k, n);
     kernel_push_float(&k, 1.0f);
-    kernel_run_over(&k, rec, four ? n / 4 : n);
+    kernel_run_over(&k, rec, n / step);
 }
 
-static const op ACTIVATION = {
-    .name = "activation", .backward = activation_backward, .run_cpu = activation_cpu, .run_vulkan = activation_vulkan, .in_place = 0};
-static const op ACTIVATION_GRAD = {
-    .name = "activation_grad", .run_cpu = activation_grad_cpu, .run_vulkan = activation_grad_vulkan, .in_place = 0};
-static const op GEGLU = {.name = "geglu", .backward = geglu_backward, .run_cpu = geglu_cpu, .run_vulkan = geglu_vulkan, .in_place = -1};
-static const op GEGLU_GRAD = {.name = "geglu_grad", .run_cpu = geglu_grad_cpu, .run_vulkan = geglu_grad_vulkan, .in_place = -1};
+static const op ACTIVATION = {.name = "activation",
+                              .backward = activation_backward,
+                              .narrow = narrow_result,
+                              .run_cpu = activation_cpu,
+                              .run_vulkan = activation_vulkan,
+                              .in_place = 0,
+                              .cheap = true};
+static const op ACTIVATION_GRAD = {.name = "activation_grad",
+                                   .narrow = narrow_result,
+                                   .run_cpu = activation_grad_cpu,
+                                   .run_vulkan = activation_grad_vulkan,
+                                   .in_place = 0};
+static const op GEGLU = {.name = "geglu",
+                         .backward = geglu_backward,
+                         .narrow = narrow_result,
+                         .run_cpu = geglu_cpu,
+                         .run_vulkan = geglu_vulkan,
+                         .in_place = -1,
+                         .cheap = true};
+static const op GEGLU_GRAD = {
+    .name = "geglu_grad", .narrow = narrow_result, .run_cpu = geglu_grad_cpu, .run_vulkan = geglu_grad_vulkan, .in_place = 1};
 static const op ADD = {.name = "add", .backward = add_backward, .run_cpu = add_cpu, .run_vulkan = add_vulkan, .in_place = 0};
 const op *const OP_ACTIVATION = &ACTIVATION, *const OP_ACTIVATION_GRAD = &ACTIVATION_GRAD, *const OP_GEGLU = &GEGLU,
                 *const OP_GEGLU_GRAD = &GEGLU_GRAD;

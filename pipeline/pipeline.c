@@ -54,6 +54,11 @@ static void drop_plans(pipeline *p, checkpoint_part part) {
         if (PART_OF[kind] == part) drop_plan(&p->plans[kind]);
 }
 
+void pipeline_use_arena(pipeline *p, shared_arena *arena) {
+    for (int kind = 0; kind < PLAN_KINDS; kind++) drop_plan(&p->plans[kind]);
+    p->arena = arena;
+}
+
 void pipeline_release(pipeline *p, checkpoint_part part) {
     drop_plans(p, part);
     weights_close(p->weights[part]);
@@ -125,6 +130,14 @@ static void (*const RECORD[PLAN_KINDS])(pipeline *, tape *, pipeline_plan *) = {
     [PLAN_VAE_DECODE] = record_vae_decode,
 };
 
+static tape *record_kind(pipeline *p, plan_kind kind, pipeline_plan *slot) {
+    tape *t = tape_create(p->device);
+    RECORD[kind](p, t, slot);
+    tape_keep(slot->out[0]);
+    tape_keep(slot->out[1]);
+    return t;
+}
+
 /* The plan of that kind and shape, made when the last one had another shape. NULL on error. */
 static pipeline_plan *prepare(pipeline *p, plan_kind kind, const int key[4], error *err) {
     pipeline_plan *slot = &p->plans[kind];
@@ -132,12 +145,36 @@ static pipeline_plan *prepare(pipeline *p, plan_kind kind, const int key[4], err
     drop_plan(slot);
     *slot = (pipeline_plan){0};
     memcpy(slot->key, key, sizeof slot->key);
-    tape *t = tape_create(p->device);
-    RECORD[kind](p, t, slot);
-    tape_keep(slot->out[0]);
-    tape_keep(slot->out[1]);
-    slot->plan = plan_create(t, err);
+    tape *t = record_kind(p, kind, slot);
+    plan_size size;
+    bool lent = p->arena && plan_measure(t, &size, NULL) && size.arena <= arena_bytes(p->arena);
+    slot->plan = plan_create_in(t, lent ? p->arena : NULL, err);
     return slot->plan ? slot : NULL;
+}
+
+static bool measure(pipeline *p, plan_kind kind, const int key[4], plan_size *size, error *err) {
+    pipeline_plan slot = {0};
+    memcpy(slot.key, key, sizeof slot.key);
+    tape *t = record_kind(p, kind, &slot);
+    bool ok = plan_measure(t, size, err);
+    tape_free(t);
+    return ok;
+}
+
+bool pipeline_measure_encode_text(pipeline *p, int n, plan_size *size, error *err) {
+    return measure(p, PLAN_TEXT, (int[4]){n, 1}, size, err);
+}
+
+bool pipeline_measure_predict(pipeline *p, int n, int h, int w, int tokens, plan_size *size, error *err) {
+    return measure(p, PLAN_UNET, (int[4]){n, h, w, tokens}, size, err);
+}
+
+bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, plan_size *size, error *err) {
+    return measure(p, PLAN_VAE_ENCODE, (int[4]){n, height, width}, size, err);
+}
+
+bool pipeline_measure_vae_decode(pipeline *p, int n, int h, int w, plan_size *size, error *err) {
+    return measure(p, PLAN_VAE_DECODE, (int[4]){n, h, w}, size, err);
 }
 
 /* ---- host side ---- */
@@ -223,19 +260,14 @@ bool pipeline_vae_encode(pipeline *p, const float *image, int n, int height, int
     return ok;
 }
 
-bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, size_t *bytes, error *err) {
-    pipeline_plan slot = {.key = {n, height, width}};
-    tape *t = tape_create(p->device);
-    record_vae_encode(p, t, &slot);
-    tape_keep(slot.out[0]);
-    bool ok = plan_measure(t, bytes, err);
-    tape_free(t);
-    return ok;
-}
-
 bool pipeline_vae_decode(pipeline *p, const float *latents, int n, int h, int w, float *image, error *err) {
     pipeline_plan *slot = prepare(p, PLAN_VAE_DECODE, (int[4]){n, h, w}, err);
     return slot && write_image(p, slot->in[0], latents, err) && plan_run(slot->plan, err) && read_image(p, slot->out[0], image, err);
+}
+
+void pipeline_count(const pipeline *p, checkpoint_part part, gpu_counts *sum) {
+    for (int kind = 0; kind < PLAN_KINDS; kind++)
+        if (PART_OF[kind] == part && p->plans[kind].plan) plan_count(p->plans[kind].plan, sum);
 }
 
 void pipeline_profile(const pipeline *p, checkpoint_part part,

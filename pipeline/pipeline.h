@@ -18,6 +18,7 @@ typedef struct pipeline {
     text_encoder_sizes text;
     weights *weights[CHECKPOINT_PARTS]; /* NULL: not uploaded yet, or released */
     struct pipeline_plan *plans;        /* one of each kind */
+    shared_arena *arena;                /* borrowed; NULL: every plan has its own */
 } pipeline;
 
 /* vae, tokenizer_folder: replacements, or NULL. The device stays the caller's. NULL on error. */
@@ -28,6 +29,8 @@ void pipeline_close(pipeline *p);
 void pipeline_adapters_changed(pipeline *p);
 /* Frees a part's weights and plans; it is loaded again when used again. */
 void pipeline_release(pipeline *p, checkpoint_part part);
+/* Plans that fit into `arena` are placed in it from now on; NULL: none is. It must not be freed before this is called again. */
+void pipeline_use_arena(pipeline *p, shared_arena *arena);
 /* The scope to append a part's forward pass to a tape with. */
 layer_scope pipeline_scope(pipeline *p, tape *t, checkpoint_part part);
 
@@ -43,11 +46,17 @@ bool pipeline_predict(pipeline *p, const float *sample, int n, int h, int w, con
 /* image: [n, 3, height, width] in -1..1, sides multiples of 8. mean, logvar: [n, 4, height / 8, width / 8], before the scaling factor;
    logvar within -30..20 as in diffusers. */
 bool pipeline_vae_encode(pipeline *p, const float *image, int n, int height, int width, float *mean, float *logvar, error *err);
-/* Bytes of the arena that this takes (the VAE's weights are uploaded for it). */
-bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, size_t *bytes, error *err);
 /* latents: [n, 4, h, w] after division by the scaling factor. image: [n, 3, 8h, 8w], not clamped. */
 bool pipeline_vae_decode(pipeline *p, const float *latents, int n, int h, int w, float *image, error *err);
 
+/* What these take on the device; nothing is loaded or made for it. */
+bool pipeline_measure_encode_text(pipeline *p, int n, plan_size *size, error *err);
+bool pipeline_measure_predict(pipeline *p, int n, int h, int w, int tokens, plan_size *size, error *err);
+bool pipeline_measure_vae_encode(pipeline *p, int n, int height, int width, plan_size *size, error *err);
+bool pipeline_measure_vae_decode(pipeline *p, int n, int h, int w, plan_size *size, error *err);
+
+/* Adds what the last plan of a part sends to a Vulkan device (see plan_count). */
+void pipeline_count(const pipeline *p, checkpoint_part part, gpu_counts *sum);
 /* Seconds per op of the last plan of a part (see plan_profile); nothing when there is none. */
 void pipeline_profile(const pipeline *p, checkpoint_part part,
                       void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user);

@@ -5,19 +5,17 @@
 #include "curves.glsl"
 layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint KIND = 0;
-layout(constant_id = 1) const uint FOUR = 0; // 1: count is a multiple of four, a thread takes four
+layout(constant_id = 1) const uint STEP = 1;
+#include "elements.glsl"
 layout(push_constant) uniform Shape { uint count; } p;
-layout(set = 0, binding = 0) readonly buffer X1 { T0 x[]; };
-layout(set = 0, binding = 0) readonly buffer X4 { T0_4 x4[]; };
-layout(set = 0, binding = 1) writeonly buffer Y1 { T1 y[]; };
-layout(set = 0, binding = 1) writeonly buffer Y4 { T1_4 y4[]; };
+INPUT(0, x, T0)
+OUTPUT(1, y, T1)
 
 void main()
 {
     uint i = THREAD_INDEX;
-    if (FOUR != 0) {
-        if (i < p.count / 4) y4[i] = T1_4(curve(KIND, vec4(x4[i])));
-    } else if (i < p.count) {
-        y[i] = T1(curve(KIND, vec4(float(x[i]))).x);
-    }
+    if (i >= p.count / STEP) return;
+    vec4 v[FOURS];
+    EACH_FOUR v[k] = x(i, k);
+    EACH_FOUR y(i, k, curve(KIND, v[k]));
 }

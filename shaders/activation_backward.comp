@@ -5,21 +5,19 @@
 #include "curves.glsl"
 layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint KIND = 0;
-layout(constant_id = 1) const uint FOUR = 0;
+layout(constant_id = 1) const uint STEP = 1;
+#include "elements.glsl"
 layout(push_constant) uniform Shape { uint count; } p;
-layout(set = 0, binding = 0) readonly buffer X1 { T0 x[]; };
-layout(set = 0, binding = 0) readonly buffer X4 { T0_4 x4[]; };
-layout(set = 0, binding = 1) readonly buffer DY1 { T1 dy[]; };
-layout(set = 0, binding = 1) readonly buffer DY4 { T1_4 dy4[]; };
-layout(set = 0, binding = 2) writeonly buffer DX1 { T2 dx[]; };
-layout(set = 0, binding = 2) writeonly buffer DX4 { T2_4 dx4[]; };
+INPUT(0, x, T0)
+INPUT(1, dy, T1)
+OUTPUT(2, dx, T2)
 
 void main()
 {
     uint i = THREAD_INDEX;
-    if (FOUR != 0) {
-        if (i < p.count / 4) dx4[i] = T2_4(vec4(dy4[i]) * curve_slope(KIND, vec4(x4[i])));
-    } else if (i < p.count) {
-        dx[i] = T2(float(dy[i]) * curve_slope(KIND, vec4(float(x[i]))).x);
-    }
+    if (i >= p.count / STEP) return;
+    vec4 v[FOURS], d[FOURS];
+    EACH_FOUR v[k] = x(i, k);
+    EACH_FOUR d[k] = dy(i, k);
+    EACH_FOUR dx(i, k, d[k] * curve_slope(KIND, v[k]));
 }

@@ -3,27 +3,29 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 layout(local_size_x = 128) in;
-layout(push_constant) uniform Shape { uint count; float max_norm; } p;
-layout(set = 0, binding = 0) buffer Param { float param[]; };
-layout(set = 0, binding = 1) buffer Grad { float grad[]; };
-layout(set = 0, binding = 2) buffer M { float m[]; };
-layout(set = 0, binding = 3) buffer V { float v[]; };
+layout(push_constant) uniform Shape { uint fours; float max_norm; } p; // buffers end at a multiple of four elements
+layout(set = 0, binding = 0) buffer Param { vec4 param[]; };
+layout(set = 0, binding = 1) buffer Grad { vec4 grad[]; };
+layout(set = 0, binding = 2) buffer M { vec4 m[]; };
+layout(set = 0, binding = 3) buffer V { vec4 v[]; };
 layout(set = 0, binding = 4) readonly buffer Control { float control[]; };
 layout(set = 0, binding = 5) readonly buffer Norm { float norm[]; };
 
 void main()
 {
     uint i = THREAD_INDEX;
-    if (i >= p.count) return;
-    float rate = control[0], beta1 = control[1], beta2 = control[2], eps = control[3], decay = 1.0 - rate * control[4];
-    float scale = control[7], n = norm[0];
+    if (i >= p.fours) return;
+    float n = norm[0], scale = control[7];
     if (p.max_norm > 0 && n > p.max_norm) scale *= p.max_norm / (n + 1e-6);
     bool finite = (floatBitsToUint(n) & 0x7f800000u) != 0x7f800000u; // isnan() may be optimized away
     if (finite) {
-        float g = grad[i] * scale, a = beta1 * m[i] + (1.0 - beta1) * g, b = beta2 * v[i] + (1.0 - beta2) * g * g;
+        float rate = control[0], beta1 = control[1], beta2 = control[2], eps = control[3], decay = 1.0 - rate * control[4];
+        float step_size = rate / control[5], root = 1.0 / sqrt(control[6]);
+        vec4 g = grad[i] * scale, a = beta1 * m[i] + (1.0 - beta1) * g, b = beta2 * v[i] + (1.0 - beta2) * g * g;
+        vec4 moved = param[i] * decay - step_size * a / (sqrt(b) * root + eps);
         m[i] = a;
         v[i] = b;
-        param[i] = param[i] * decay - rate / control[5] * a / (sqrt(b) / sqrt(control[6]) + eps);
+        param[i] = moved;
     }
-    grad[i] = 0;
+    grad[i] = vec4(0);
 }

@@ -14,7 +14,7 @@
 layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint D = 40;    // width of a head
 layout(constant_id = 1) const uint R = 4;     // queries of a thread: 2 or 4
-layout(constant_id = 2) const uint BC = 32;   // keys of a block
+layout(constant_id = 2) const uint BC = 32;   // keys of a block: 16 or a multiple of 32
 layout(constant_id = 3) const uint TAIL = 0;  // 1: the number of keys is no multiple of BC
 layout(constant_id = 4) const uint WIDE = 0;  // 1: probabilities as floats, sp[key][query]
 
@@ -89,7 +89,7 @@ void put_v()
 
 // Index of a thread's query i, score j and place e in the block: in fours (then a rest of two and one) that are neighbours, and the threads' fours are.
 uint row(uint tr, uint i) { return R == 2 ? tr * 2 + i : i / 4 * (BR / 2) + tr * 4 + i % 4; }
-uint column(uint tc, uint j) { return j / 4 * 32 + tc * 4 + j % 4; }
+uint column(uint tc, uint j) { return C == 2 ? tc * 2 + j : j / 4 * 32 + tc * 4 + j % 4; }
 uint place(uint tc, uint e)
 {
     uint full = E / 4 * 4, two = E % 4 / 2 * 2;

@@ -4,6 +4,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 layout(local_size_x = 128) in;
+layout(constant_id = 0) const uint FLAGS = 0;
 #define TC T0
 #define TC_4 T0_4
 #include "gemm_shape.glsl"
@@ -15,5 +16,5 @@ void main()
     if (i >= four) return;
     vec4 sum = vec4(0);
     for (uint s = 0; s < p.splits; s++) sum += part[s * four + i];
-    store_four(i * 4 / p.N, i * 4 % p.N, 0, sum);
+    store_four(i * 4 / p.N, i * 4 % p.N, 0, sum, terms_of_four(i * 4 / p.N, i * 4 % p.N, 0));
 }

@@ -14,10 +14,12 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint THREADS = 64; // BM / 8 * (BN / 8)
 layout(constant_id = 1) const uint BM = 64;      // 64 or 128
 layout(constant_id = 2) const uint BN = 64;
-layout(constant_id = 3) const uint BK = 16;      // BM * BK and BN * BK multiples of 8 (16, PAIRS and B_MODE 1) * THREADS
-layout(constant_id = 4) const uint A_MODE = 0;   // 0, 2, 3
-layout(constant_id = 5) const uint B_MODE = 0;   // 0, 1
+layout(constant_id = 3) const uint BK = 16;      // BM * BK and BN * BK multiples of 8 (16, PAIRS and [k][...]) * THREADS
+layout(constant_id = 4) const uint A_MODE = 0;   // 0 to 4
+layout(constant_id = 5) const uint B_MODE = 0;   // 0 to 2
 layout(constant_id = 6) const uint PAIRS = 0;
+layout(constant_id = 7) const uint TAIL = 0;
+layout(constant_id = 8) const uint FLAGS = 0;
 
 #define TC T0
 #define TC_4 T0_4
@@ -42,26 +44,41 @@ void put_two(uint at, uint pitch, uint k, uint w) // k even; w: two neighbours a
     }
 }
 
+void put_eight(uint at, uvec4 w) // neighbours across k
+{
+    [[unroll]] for (uint e = 0; e < 4; e++) {
+        vec2 h = unpackHalf2x16(w[e]);
+        tile[at + e * 2] = floatBitsToUint(h.x);
+        tile[at + e * 2 + 1] = floatBitsToUint(h.y);
+    }
+}
+
+void put_pairs(uint at, uvec4 k, uvec4 next)
+{
+    [[unroll]] for (uint e = 0; e < 8; e++) tile[at + e] = pair_up(k, next, e);
+}
+
 void put()
 {
-    [[unroll]] for (uint i = 0; i < LA; i++) {
-        uvec4 w = tile_a(i);
-        [[unroll]] for (uint j = 0; j < 4; j++) put_two(tile_row(i), PA, tile_chunk() * 8 + j * 2, w[j]);
+    if (A_KM && PAIRS != 0) {
+        [[unroll]] for (uint j = 0; j < LA / 2; j++)
+            put_pairs(tile_k(j, BM) / 2 * PA + tile_column(j, BM), tile_a(2 * j), tile_a(2 * j + 1));
+    } else if (A_KM) {
+        [[unroll]] for (uint j = 0; j < LA; j++) put_eight(tile_k(j, BM) * PA + tile_column(j, BM), tile_a(j));
+    } else {
+        [[unroll]] for (uint i = 0; i < LA; i++) {
+            uvec4 w = tile_a(i);
+            [[unroll]] for (uint j = 0; j < 4; j++) put_two(tile_row(i), PA, tile_chunk() * 8 + j * 2, w[j]);
+        }
     }
-    if (!B_KN) {
+    if (B_KN && PAIRS != 0) {
+        [[unroll]] for (uint j = 0; j < LB / 2; j++)
+            put_pairs(SB + tile_k(j, BN) / 2 * PB + tile_column(j, BN), tile_b(2 * j), tile_b(2 * j + 1));
+    } else if (B_KN) {
+        [[unroll]] for (uint j = 0; j < LB; j++) put_eight(SB + tile_k(j, BN) * PB + tile_column(j, BN), tile_b(j));
+    } else {
         [[unroll]] for (uint i = 0; i < LB; i++)
             [[unroll]] for (uint j = 0; j < 4; j++) put_two(SB + tile_row(i), PB, tile_chunk() * 8 + j * 2, rb[i][j]);
-    } else if (PAIRS != 0) {
-        [[unroll]] for (uint j = 0; j < LB / 2; j++)
-            [[unroll]] for (uint e = 0; e < 8; e++) tile[SB + tile_k(j) / 2 * PB + tile_n(j) + e] = tile_b_pair(j, e);
-    } else {
-        [[unroll]] for (uint j = 0; j < LB; j++)
-            [[unroll]] for (uint e = 0; e < 4; e++) {
-                vec2 h = unpackHalf2x16(rb[j][e]);
-                uint at = SB + tile_k(j) * PB + tile_n(j) + e * 2;
-                tile[at] = floatBitsToUint(h.x);
-                tile[at + 1] = floatBitsToUint(h.y);
-            }
     }
 }
 
@@ -84,7 +101,7 @@ void multiply(uint tr, uint tc)
 
 void main()
 {
-    uint t = gl_LocalInvocationID.x, m0 = gl_WorkGroupID.x * BM, n0 = gl_WorkGroupID.y * BN, z = gl_WorkGroupID.z;
+    uint t = gl_LocalInvocationID.x, m0 = tiles_first_row(), n0 = gl_WorkGroupID.y * BN, z = gl_WorkGroupID.z;
     uint tc = t % 8 + t / 32 % (CT / 8) * 8, tr = t / 8 % 4 + t / (4 * CT) * 4; // 32 neighbours cover 4 x 8 threads
     [[unroll]] for (uint i = 0; i < 8; i++)
         [[unroll]] for (uint j = 0; j < 8; j++) acc[i][j] = 0.0;
@@ -102,11 +119,17 @@ void main()
         barrier();
     }
 
-    [[unroll]] for (uint i = 0; i < 8; i++) {
-        uint m = m0 + i / 4 * (BM / 2) + tr * 4 + i % 4;
-        [[unroll]] for (uint h = 0; h < 2; h++) {
-            uint n = n0 + h * (BN / 2) + tc * 4;
-            if (m < p.M && n < p.N) store_four(m, n, z * p.c_stride, vec4(acc[i][h * 4], acc[i][h * 4 + 1], acc[i][h * 4 + 2], acc[i][h * 4 + 3]));
+    [[unroll]] for (uint h = 0; h < 2; h++) {
+        uint n = n0 + h * (BN / 2) + tc * 4, at[8];
+        vec4 terms[8];
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            at[i] = tiles_output(min(m0 + i / 4 * (BM / 2) + tr * 4 + i % 4, rows - 1));
+            terms[i] = terms_of_four(at[i], min(n, p.N - 4), z * p.c_stride);
+        }
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            uint m = m0 + i / 4 * (BM / 2) + tr * 4 + i % 4;
+            vec4 v = vec4(acc[i][h * 4], acc[i][h * 4 + 1], acc[i][h * 4 + 2], acc[i][h * 4 + 3]);
+            if (m < rows && n < p.N) store_four(at[i], n, z * p.c_stride, v, terms[i]);
         }
     }
 }

@@ -15,17 +15,19 @@ layout(constant_id = 0) const uint THREADS = 128; // BM / WM * (BN / WN) * WAVE
 layout(constant_id = 1) const uint BM = 128;
 layout(constant_id = 2) const uint BN = 128;
 layout(constant_id = 3) const uint BK = 32;
-layout(constant_id = 4) const uint A_MODE = 0;    // 0, 2, 3
-layout(constant_id = 5) const uint B_MODE = 0;    // 0, 1
+layout(constant_id = 4) const uint A_MODE = 0;    // 0 to 4
+layout(constant_id = 5) const uint B_MODE = 0;    // 0 to 2
 layout(constant_id = 6) const uint WM = 64;       // multiples of FRAG
 layout(constant_id = 7) const uint WN = 64;
 layout(constant_id = 8) const uint FRAG = 16;     // what the device has: 8 or 16
 layout(constant_id = 9) const uint WAVE = 32;     // threads of a subgroup
+layout(constant_id = 10) const uint TAIL = 0;
+layout(constant_id = 11) const uint FLAGS = 0;
 
 #define TC T0
 #define TC_4 T0_4
 #include "gemm_shape.glsl"
-const bool PAIR_ROWS = B_MODE == 1, K_FIRST = true;
+const bool PAIR_ROWS = B_MODE != 0, K_FIRST = true;
 #include "gemm_tiles.glsl"
 
 const uint WAVES_M = BM / WM, WAVES_N = BN / WN, FM = WM / FRAG, FN = WN / FRAG, FC = FRAG / 8;
@@ -36,13 +38,20 @@ shared uvec4 tile[TILES > STAGES ? TILES : STAGES]; // a[m], then b[n], in chunk
 #define SUMS coopmat<float, gl_ScopeSubgroup, FRAG, FRAG, gl_MatrixUseAccumulator>
 SUMS acc[FM][FN];
 
+void put_pairs(uint row, uint k, uvec4 first, uvec4 second) // rows k and k + 1 of eight neighbours
+{
+    [[unroll]] for (uint e = 0; e < 8; e++) tile[(row + e) * PITCH + k / 8][k / 2 % 4] = pair_up(first, second, e);
+}
+
 void put()
 {
-    [[unroll]] for (uint i = 0; i < LA; i++) tile[tile_row(i) * PITCH + tile_chunk()] = tile_a(i);
+    if (A_KM) {
+        [[unroll]] for (uint j = 0; j < LA / 2; j++) put_pairs(tile_column(j, BM), tile_k(j, BM), tile_a(2 * j), tile_a(2 * j + 1));
+    } else {
+        [[unroll]] for (uint i = 0; i < LA; i++) tile[tile_row(i) * PITCH + tile_chunk()] = tile_a(i);
+    }
     if (B_KN) {
-        [[unroll]] for (uint j = 0; j < LB / 2; j++)
-            [[unroll]] for (uint e = 0; e < 8; e++)
-                tile[(BM + tile_n(j) + e) * PITCH + tile_k(j) / 8][tile_k(j) / 2 % 4] = tile_b_pair(j, e);
+        [[unroll]] for (uint j = 0; j < LB / 2; j++) put_pairs(BM + tile_column(j, BN), tile_k(j, BN), tile_b(2 * j), tile_b(2 * j + 1));
     } else {
         [[unroll]] for (uint i = 0; i < LB; i++) tile[(BM + tile_row(i)) * PITCH + tile_chunk()] = rb[i];
     }
@@ -64,7 +73,7 @@ void multiply(uint wm, uint wn)
 
 void main()
 {
-    uint m0 = gl_WorkGroupID.x * BM, n0 = gl_WorkGroupID.y * BN, z = gl_WorkGroupID.z;
+    uint m0 = tiles_first_row(), n0 = gl_WorkGroupID.y * BN, z = gl_WorkGroupID.z;
     uint wm = gl_SubgroupID % WAVES_M * WM, wn = gl_SubgroupID / WAVES_M * WN;
     [[unroll]] for (uint i = 0; i < FM; i++)
         [[unroll]] for (uint j = 0; j < FN; j++) acc[i][j] = SUMS(0.0);
@@ -89,7 +98,9 @@ void main()
         barrier();
         for (uint x = gl_SubgroupInvocationID; x < FRAG * WN / 4; x += WAVE) {
             uint row = x / (WN / 4), four = x % (WN / 4), m = m0 + wm + i * FRAG + row, n = n0 + wn + four * 4;
-            if (m < p.M && n < p.N) store_four(m, n, z * p.c_stride, uintBitsToFloat(tile[base + row * LINE + four]));
+            if (m >= rows || n >= p.N) continue;
+            m = tiles_output(m);
+            store_four(m, n, z * p.c_stride, uintBitsToFloat(tile[base + row * LINE + four]), terms_of_four(m, n, z * p.c_stride));
         }
         barrier();
     }

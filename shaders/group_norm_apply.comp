@@ -2,32 +2,48 @@
 // Last stage: y = act((x - mean) * rstd * gamma + beta), act: nothing or SiLU.
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
+#include "curves.glsl"
 layout(local_size_x = 128) in;
-layout(constant_id = 0) const uint SILU = 0;
-layout(constant_id = 1) const uint FOUR = 0; // 1: the width of a group is a multiple of four
-layout(push_constant) uniform Shape { uint images, pixels, groups, width; } p;
-layout(set = 0, binding = 0) readonly buffer X1 { T0 x[]; };
-layout(set = 0, binding = 0) readonly buffer X4 { T0_4 x4[]; };
-layout(set = 0, binding = 1) writeonly buffer Y1 { T1 y[]; };
-layout(set = 0, binding = 1) writeonly buffer Y4 { T1_4 y4[]; };
-layout(set = 0, binding = 2) readonly buffer Gamma { float gamma[]; };
-layout(set = 0, binding = 3) readonly buffer Beta { float beta[]; };
+layout(constant_id = 0) const uint STEP = 1;
+layout(constant_id = 1) const uint SILU = 0;
+layout(constant_id = 2) const uint WHOLE = 0;
+#include "elements.glsl"
+const uint UNROLL = 4;
+#include "group_pixels.glsl"
+layout(push_constant) uniform Shape { uint pixels, steps, block, blocks, groups, width_factor, width_shift; } p;
+INPUT(0, x, T0)
+OUTPUT(1, y, T1)
+INPUT(2, gamma, float)
+INPUT(3, beta, float)
 layout(set = 0, binding = 4) readonly buffer Stats { vec2 stats[]; };
 
 void main()
 {
-    uint i = THREAD_INDEX * (FOUR != 0 ? 4 : 1), channels = p.groups * p.width;
-    if (i >= p.images * p.pixels * channels) return;
-    uint c = i % channels;
-    vec2 s = stats[i / (p.pixels * channels) * p.groups + c / p.width];
-    if (FOUR != 0) {
-        vec4 z = (vec4(x4[i / 4]) - s.x) * s.y * vec4(gamma[c], gamma[c + 1], gamma[c + 2], gamma[c + 3]) +
-                 vec4(beta[c], beta[c + 1], beta[c + 2], beta[c + 3]);
-        if (SILU != 0) z /= 1.0 + exp(-z);
-        y4[i / 4] = T1_4(z);
-    } else {
-        float z = (float(x[i]) - s.x) * s.y * gamma[c] + beta[c];
-        if (SILU != 0) z *= sigmoid(z);
-        y[i] = T1(z);
+    uint t = gl_LocalInvocationID.x, column = gl_WorkGroupID.x * COLUMNS + t % COLUMNS, n = gl_WorkGroupID.z;
+    uint first = gl_WorkGroupID.y * p.block, last = min(first + p.block, p.pixels), base = n * p.pixels * p.steps + column;
+    if (column >= p.steps) return;
+    vec4 a[FOURS], b[FOURS];
+    EACH_FOUR {
+        vec4 mean = vec4(0), rstd = vec4(0);
+        [[unroll]] for (uint e = 0; e < min(STEP, 4); e++) {
+            vec2 s = stats[n * p.groups + GROUP_OF(column * STEP + k * 4 + e)];
+            mean[e] = s.x;
+            rstd[e] = s.y;
+        }
+        a[k] = rstd * gamma(column, k);
+        b[k] = beta(column, k) - mean * a[k];
+        if (SILU != 0) {
+            a[k] *= TO_EXP2;
+            b[k] *= TO_EXP2;
+        }
+    }
+    for (uint pixel = first + t / COLUMNS; pixel < last; pixel += LANES * UNROLL) {
+        vec4 v[UNROLL * FOURS];
+        EACH_PIXEL EACH_FOUR v[j * FOURS + k] = x(base + CLAMPED(pixel) * p.steps, k);
+        EACH_PIXEL EACH_FOUR {
+            vec4 z = v[j * FOURS + k] * a[k] + b[k];
+            v[j * FOURS + k] = SILU != 0 ? silu_of(z) : z;
+        }
+        EACH_PIXEL if (INSIDE(pixel)) EACH_FOUR y(base + (pixel + j * LANES) * p.steps, k, v[j * FOURS + k]);
     }
 }

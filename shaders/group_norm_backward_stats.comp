@@ -1,35 +1,58 @@
 #version 450
-// Sums of g and g * xh over one chunk of pixels of one group; xh = (x - mean) * rstd, g = gamma * dy * act'(xh * gamma + beta).
-// Laid out and launched as group_norm_stats.
+// Sums of g and g * xh of every channel over one block of pixels; xh = (x - mean) * rstd, g = gamma * dy * act'(xh * gamma + beta). Laid out and
+// launched as group_norm_stats.
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-layout(local_size_x_id = 0) in;
-layout(constant_id = 0) const uint THREADS = 64;
+#include "curves.glsl"
+layout(local_size_x = 128) in;
+layout(constant_id = 0) const uint STEP = 1;
 layout(constant_id = 1) const uint SILU = 0;
-#include "group_sum.glsl"
-layout(push_constant) uniform Shape { uint pixels, groups, width, chunks; } p;
-layout(set = 0, binding = 0) readonly buffer X { T0 x[]; };
-layout(set = 0, binding = 1) readonly buffer DY { T1 dy[]; };
-layout(set = 0, binding = 2) readonly buffer Gamma { float gamma[]; };
-layout(set = 0, binding = 3) readonly buffer Beta { float beta[]; };
+layout(constant_id = 2) const uint WHOLE = 0;
+#include "elements.glsl"
+const uint UNROLL = 2;
+#include "group_pixels.glsl"
+#include "column_sum.glsl"
+layout(push_constant) uniform Shape { uint pixels, steps, block, blocks, groups, width_factor, width_shift; } p;
+INPUT(0, x, T0)
+INPUT(1, dy, T1)
+INPUT(2, gamma, float)
+INPUT(3, beta, float)
 layout(set = 0, binding = 4) readonly buffer Stats { vec2 stats[]; };
 layout(set = 0, binding = 5) writeonly buffer Part { vec2 part[]; };
 
 void main()
 {
-    uint chunk = gl_WorkGroupID.x, group = gl_WorkGroupID.y, n = gl_WorkGroupID.z;
-    uint size = (p.pixels + p.chunks - 1) / p.chunks, first = min(chunk * size, p.pixels), last = min(first + size, p.pixels);
-    uint channels = p.groups * p.width, count = (last - first) * p.width, base = (n * p.pixels + first) * channels;
-    vec2 s = stats[n * p.groups + group], sum = vec2(0);
-    for (uint i = gl_LocalInvocationID.x; i < count; i += THREADS) {
-        uint c = group * p.width + i % p.width, at = base + i / p.width * channels + c;
-        float xh = (float(x[at]) - s.x) * s.y, g = gamma[c] * float(dy[at]);
-        if (SILU != 0) {
-            float z = xh * gamma[c] + beta[c], e = sigmoid(z);
-            g *= e * (1.0 + z * (1.0 - e));
+    uint t = gl_LocalInvocationID.x, column = min(gl_WorkGroupID.x * COLUMNS + t % COLUMNS, p.steps - 1), n = gl_WorkGroupID.z;
+    uint first = gl_WorkGroupID.y * p.block, last = min(first + p.block, p.pixels), base = n * p.pixels * p.steps + column;
+    vec4 mean[FOURS], rstd[FOURS], a[FOURS], b[FOURS], sum[FOURS], sum_x[FOURS];
+    EACH_FOUR {
+        mean[k] = rstd[k] = sum[k] = sum_x[k] = vec4(0);
+        [[unroll]] for (uint e = 0; e < min(STEP, 4); e++) {
+            vec2 s = stats[n * p.groups + GROUP_OF(column * STEP + k * 4 + e)];
+            mean[k][e] = s.x;
+            rstd[k][e] = s.y;
         }
-        sum += vec2(g, g * xh);
+        a[k] = rstd[k] * gamma(column, k);
+        b[k] = beta(column, k);
     }
-    sum = group_sum(sum);
-    if (gl_LocalInvocationID.x == 0) part[(n * p.groups + group) * p.chunks + chunk] = sum;
+    for (uint pixel = first + t / COLUMNS; pixel < last; pixel += LANES * UNROLL) {
+        vec4 v[UNROLL * FOURS], g[UNROLL * FOURS];
+        EACH_PIXEL EACH_FOUR v[j * FOURS + k] = x(base + CLAMPED(pixel) * p.steps, k);
+        EACH_PIXEL EACH_FOUR g[j * FOURS + k] = dy(base + CLAMPED(pixel) * p.steps, k);
+        EACH_PIXEL EACH_FOUR {
+            vec4 d = v[j * FOURS + k] - mean[k], h = g[j * FOURS + k];
+            if (SILU != 0) h *= silu_slope(d * a[k] + b[k]);
+            if (!INSIDE(pixel)) h = vec4(0);
+            sum[k] += h;
+            sum_x[k] += h * d;
+        }
+    }
+    EACH_FOUR { // gamma, and rstd of xh, belong to the channel
+        sum[k] *= gamma(column, k);
+        sum_x[k] *= a[k];
+    }
+    column_sums(sum, sum_x);
+    uint c = gl_WorkGroupID.x * COLUMNS * STEP + t;
+    if (t < COLUMNS * STEP && c < p.steps * STEP)
+        part[(n * p.blocks + gl_WorkGroupID.y) * p.steps * STEP + c] = column_total(t);
 }

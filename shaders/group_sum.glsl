@@ -1,4 +1,4 @@
-// Sums over a workgroup of THREADS (a power of two), in a fixed order: the result does not depend on scheduling.
+// Sums over a workgroup of THREADS, in a fixed order: the result does not depend on scheduling.
 shared vec2 group_sum_part[THREADS];
 
 vec2 group_sum(vec2 v)
@@ -6,8 +6,9 @@ vec2 group_sum(vec2 v)
     uint t = gl_LocalInvocationID.x;
     group_sum_part[t] = v;
     barrier();
-    for (uint half_way = THREADS / 2; half_way > 0; half_way /= 2) {
-        if (t < half_way) group_sum_part[t] += group_sum_part[t + half_way];
+    for (uint n = THREADS; n > 1; n = (n + 1) / 2) {
+        uint upper = (n + 1) / 2;
+        if (t + upper < n) group_sum_part[t] += group_sum_part[t + upper];
         barrier();
     }
     vec2 sum = group_sum_part[0];

@@ -1,29 +1,48 @@
 #version 450
-// Over rows of `width`: y = (x - mean) * rstd * gamma + beta; stats: [rows] of (mean, rstd). One workgroup per row.
+// Over rows of `steps` steps: y = (x - mean) * rstd * gamma + beta; stats: [rows] of (mean, rstd). LANES threads take a row, which stays in
+// registers between the two sums: a thread has CHUNKS steps of it, LANES apart.
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint THREADS = 64;
-#include "group_sum.glsl"
-layout(push_constant) uniform Shape { uint rows, width; float eps; } p;
-layout(set = 0, binding = 0) readonly buffer X { T0 x[]; };
-layout(set = 0, binding = 1) writeonly buffer Y { T1 y[]; };
-layout(set = 0, binding = 2) readonly buffer Gamma { float gamma[]; };
-layout(set = 0, binding = 3) readonly buffer Beta { float beta[]; };
+layout(constant_id = 1) const uint STEP = 1;
+layout(constant_id = 2) const uint LANES = 64;
+layout(constant_id = 3) const uint CHUNKS = 1;
+#include "elements.glsl"
+#include "row_sum.glsl"
+layout(push_constant) uniform Shape { uint rows, steps; float scale, eps; } p; // scale: 1 / elements of a row
+INPUT(0, x, T0)
+OUTPUT(1, y, T1)
+INPUT(2, gamma, float)
+INPUT(3, beta, float)
 layout(set = 0, binding = 4) writeonly buffer Stats { vec2 stats[]; };
 
 void main()
 {
-    uint row = GROUP_INDEX, base = row * p.width, t = gl_LocalInvocationID.x;
-    if (row >= p.rows) return; // the whole workgroup
+    uint lane = gl_LocalInvocationID.x % LANES, row = GROUP_INDEX * (THREADS / LANES) + gl_LocalInvocationID.x / LANES;
+    uint base = min(row, p.rows - 1) * p.steps;
+    vec4 v[CHUNKS * FOURS];
+    EACH_CHUNK EACH_FOUR v[c * FOURS + k] = x(base + step_of(c, lane, p.steps), k);
     float sum = 0, squares = 0;
-    for (uint i = t; i < p.width; i += THREADS) sum += float(x[base + i]);
-    float mean = group_sum(vec2(sum, 0)).x / float(p.width);
-    for (uint i = t; i < p.width; i += THREADS) {
-        float d = float(x[base + i]) - mean;
-        squares += d * d;
+    EACH_CHUNK {
+        float part = 0;
+        EACH_FOUR part += sum_of(v[c * FOURS + k]);
+        sum += inside(c, lane, p.steps) ? part : 0.0;
     }
-    float rstd = inversesqrt(group_sum(vec2(squares, 0)).x / float(p.width) + p.eps);
-    for (uint i = t; i < p.width; i += THREADS) y[base + i] = T1((float(x[base + i]) - mean) * rstd * gamma[i] + beta[i]);
-    if (t == 0) stats[row] = vec2(mean, rstd);
+    float mean = row_sum(sum) * p.scale;
+    EACH_CHUNK {
+        float part = 0;
+        EACH_FOUR {
+            vec4 d = v[c * FOURS + k] - mean;
+            part += sum_of(d * d);
+        }
+        squares += inside(c, lane, p.steps) ? part : 0.0;
+    }
+    float rstd = inversesqrt(row_sum(squares) * p.scale + p.eps);
+    if (row >= p.rows) return;
+    EACH_CHUNK {
+        uint i = lane + c * LANES;
+        if (i < p.steps) EACH_FOUR y(base + i, k, (v[c * FOURS + k] - mean) * (rstd * gamma(i, k)) + beta(i, k));
+    }
+    if (lane == 0) stats[row] = vec2(mean, rstd);
 }

@@ -1,19 +1,24 @@
 #version 450
-// y[workgroup] = sum over its share of x^2 (+ previous[0] in workgroup 0): the norm of many gradients, one after the other.
+// y[workgroup] = sum over its share of x^2: the norm of many gradients, which grad_norm ends.
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint THREADS = 64;
+layout(constant_id = 1) const uint STEP = 1;
+#include "elements.glsl"
 #include "group_sum.glsl"
-layout(push_constant) uniform Shape { uint count, has_previous; } p;
-layout(set = 0, binding = 0) readonly buffer X { float x[]; };
-layout(set = 0, binding = 1) readonly buffer Previous { float previous[]; };
-layout(set = 0, binding = 2) writeonly buffer Y { float y[]; };
+layout(push_constant) uniform Shape { uint steps; } p;
+INPUT(0, x, float)
+layout(set = 0, binding = 1) writeonly buffer Y { float y[]; };
 
 void main()
 {
     float sum = 0;
-    for (uint i = gl_WorkGroupID.x * THREADS + gl_LocalInvocationID.x; i < p.count; i += gl_NumWorkGroups.x * THREADS) sum += x[i] * x[i];
+    for (uint i = gl_WorkGroupID.x * THREADS + gl_LocalInvocationID.x; i < p.steps; i += gl_NumWorkGroups.x * THREADS) {
+        vec4 v[FOURS];
+        EACH_FOUR v[k] = x(i, k);
+        EACH_FOUR sum += sum_of(v[k] * v[k]);
+    }
     sum = group_sum(vec2(sum, 0)).x;
-    if (gl_LocalInvocationID.x == 0) y[gl_WorkGroupID.x] = sum + (p.has_previous != 0 && gl_WorkGroupID.x == 0 ? previous[0] : 0.0);
+    if (gl_LocalInvocationID.x == 0) y[gl_WorkGroupID.x] = sum;
 }

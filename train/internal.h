@@ -18,10 +18,14 @@ struct trainer {
     adapter *adapter;
     learner *learner;
     int64_t step, steps;   /* updates done, and in all */
+    int64_t kept;          /* the update whose state is on disk; 0: none */
+    double kept_at;        /* when it was written, or the first step began */
+    bool spoilt;           /* the adapter is not what it was after `step`, or not worth keeping */
     int64_t batches;       /* in an epoch */
     posterior *latents[2]; /* by flip, then image */
     int32_t *ids;          /* [images, 77] */
-    float *contexts;       /* [images, 77, width]; NULL when the text encoder is trained */
+    size_t *caption_of;    /* by image: the number of its caption among the different ones */
+    float *contexts;       /* [different captions, 77, width]; NULL when the text encoder is trained */
     dataset_plan plan;     /* the batches of */
     int64_t planned_epoch; /* this epoch; -1: none yet */
     size_t arena_bytes;    /* of the largest batch; 0: not measured yet */
@@ -32,6 +36,8 @@ struct trainer {
 bool train_encode_pictures(trainer *t, const train_events *events, bool *stopped, error *err);
 /* texts.c: token ids of every caption, and their states when the text encoder is frozen. */
 bool train_encode_captions(trainer *t, const train_events *events, error *err);
+/* How many different captions there are. of: by image, the number of its caption; or NULL. */
+size_t train_count_captions(const dataset *data, size_t *of);
 
 /* state.c */
 bool train_state_save(trainer *t, error *err);
@@ -81,6 +87,9 @@ void train_trace_tensors_free(trace_tensors *x);
 /* leftovers.c: temporary files beside the output that belong to no running program; step-*.safetensors of an older trace. */
 void train_remove_orphans(const char *output);
 void train_remove_old_tensors(const char *trace_folder);
+
+/* outlook.c: bytes of the arena of the largest batch. */
+bool train_measure_arena(trainer *t, size_t *bytes, error *err);
 
 /* trainer.c */
 int64_t train_epochs(const trainer *t);

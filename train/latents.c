@@ -13,7 +13,10 @@ static void hash_vae(const pipeline *p, char out[65]) {
     const checkpoint_table *vae = &p->model.parts[CHECKPOINT_VAE];
     sha256 hash;
     sha256_init(&hash);
-    for (size_t i = 0; i < vae->count; i++) sha256_update(&hash, vae->tensors[i].data, vae->tensors[i].bytes);
+    for (size_t i = 0; i < vae->count; i++) {
+        sha256_update(&hash, vae->tensors[i].data, vae->tensors[i].bytes);
+        checkpoint_forget(&p->model, &vae->tensors[i]);
+    }
     const char *precision = p->device->bf16 ? "BF16" : dtype_name(p->device->activation);
     sha256_update(&hash, precision, 4);
     sha256_hex(&hash, out);
@@ -63,8 +66,6 @@ static bool fetch(trainer *t, size_t index, bool flip, const char *vae, const ch
         latent_cache_key(t->data, index, flip, vae, key);
         if (latent_cache_read(*cache, key, channels, h, w, out->mean, out->logvar)) return true;
     }
-    /* Not both models at once: measuring the training has loaded the U-Net, which is loaded again when it is needed. */
-    if (!t->pipeline->weights[CHECKPOINT_VAE]) pipeline_release(t->pipeline, CHECKPOINT_UNET);
     if (!encode(t, index, flip, out, err)) return false;
     error why;
     if (*cache && !latent_cache_write(*cache, key, channels, h, w, out->mean, out->logvar, &why)) {

@@ -31,7 +31,7 @@ struct learner {
     noise_schedule schedule;
     bool trains_text;
     int count;
-    tensor_pool *pool; /* moments */
+    tensor_pool *pools[2]; /* of m and v: each side by side, for the optimizer */
     tensor **m, **v;
     shared_arena *arena; /* of all gradient plans */
     step_plan *plans;
@@ -73,13 +73,13 @@ static bool record_update(learner *l, error *err) {
 }
 
 static bool make_state(learner *l, error *err) {
-    l->pool = tensor_pool_create(l->pipeline->device);
+    for (int i = 0; i < 2; i++) l->pools[i] = tensor_pool_create(l->pipeline->device);
     l->m = memory_new((size_t)l->count, sizeof(tensor *));
     l->v = memory_new((size_t)l->count, sizeof(tensor *));
     for (int i = 0; i < l->count; i++) {
         const tensor *x = value_of(l, i);
-        if (!(l->m[i] = tensor_pool_parameter(l->pool, x->name, x->rank, x->dim, err)) ||
-            !(l->v[i] = tensor_pool_parameter(l->pool, x->name, x->rank, x->dim, err)))
+        if (!(l->m[i] = tensor_pool_parameter(l->pools[0], x->name, x->rank, x->dim, err)) ||
+            !(l->v[i] = tensor_pool_parameter(l->pools[1], x->name, x->rank, x->dim, err)))
             return false;
         l->trains_text |= part_of(l, i) == CHECKPOINT_TEXT_ENCODER;
     }
@@ -110,12 +110,18 @@ void learner_set_checkpoint(learner *l, bool recompute) {
     l->options.checkpoint = recompute;
 }
 
+static void drop_arena(learner *l) {
+    drop_plans(l);
+    if (l->arena) pipeline_use_arena(l->pipeline, NULL);
+    arena_free(l->arena);
+    l->arena = NULL;
+}
+
 void learner_free(learner *l) {
     if (!l) return;
-    drop_plans(l);
-    arena_free(l->arena);
+    drop_arena(l);
     plan_free(l->update);
-    tensor_pool_free(l->pool);
+    for (int i = 0; i < 2; i++) tensor_pool_free(l->pools[i]);
     free(l->plans);
     free(l->m);
     free(l->v);
@@ -127,7 +133,7 @@ bool learner_trains_text(const learner *l) { return l->trains_text; }
 /* ---- gradients ---- */
 
 /* Appends forward pass, loss and backward pass for a batch shape. */
-static tape *record_step(learner *l, const shape *s, step_plan *made) {
+static tape *record_step(learner *l, const shape *s, bool recompute, step_plan *made) {
     pipeline *p = l->pipeline;
     tape *t = tape_create(p->device);
     const int64_t image[] = {s->n, s->h, s->w, p->model.config.vae_latent_channels};
@@ -145,7 +151,7 @@ static tape *record_step(learner *l, const shape *s, step_plan *made) {
     layer_scope unet = pipeline_scope(p, t, CHECKPOINT_UNET);
     made->loss = op_mse(t, unet_forward(&unet, made->noisy, made->time, context), made->target);
     tape_keep(made->loss);
-    tape_backward(t, made->loss, made->seed, l->options.checkpoint);
+    tape_backward(t, made->loss, made->seed, recompute);
     return t;
 }
 
@@ -155,9 +161,10 @@ static bool same_shape(const shape *a, const shape *b) {
 
 bool learner_reserve(learner *l, size_t bytes, error *err) {
     if (l->arena && arena_bytes(l->arena) >= bytes) return true;
-    drop_plans(l);
-    arena_free(l->arena);
+    drop_arena(l);
     l->arena = arena_create(l->pipeline->device, bytes, err);
+    /* Nothing in it outlives a step, so what the pipeline does between two may use it. */
+    pipeline_use_arena(l->pipeline, l->arena);
     return l->arena != NULL;
 }
 
@@ -165,9 +172,9 @@ static step_plan *prepare(learner *l, const shape *s, error *err) {
     for (int i = 0; i < l->plan_count; i++)
         if (same_shape(&l->plans[i].shape, s)) return &l->plans[i];
     step_plan made;
-    tape *t = record_step(l, s, &made);
-    size_t bytes;
-    if (!plan_measure(t, &bytes, err) || !learner_reserve(l, bytes, err)) {
+    tape *t = record_step(l, s, l->options.checkpoint, &made);
+    plan_size size;
+    if (!plan_measure(t, &size, err) || !learner_reserve(l, size.arena, err)) {
         tape_free(t);
         return NULL;
     }
@@ -311,12 +318,17 @@ void learner_set_loss_scale(learner *l, float scale, int good_steps) {
     l->good_steps = good_steps;
 }
 
-bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *bytes, error *err) {
+bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, bool recompute, plan_size *size, error *err) {
     step_plan made;
-    tape *t = record_step(l, &(shape){n, h, w, tokens, text_inside}, &made);
-    bool ok = plan_measure(t, bytes, err);
+    tape *t = record_step(l, &(shape){n, h, w, tokens, text_inside}, recompute, &made);
+    bool ok = plan_measure(t, size, err);
     tape_free(t);
     return ok;
+}
+
+void learner_count(const learner *l, gpu_counts *sum) {
+    for (int i = 0; i < l->plan_count; i++) plan_count(l->plans[i].plan, sum);
+    plan_count(l->update, sum);
 }
 
 void learner_profile(const learner *l, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user) {

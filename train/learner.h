@@ -56,10 +56,12 @@ float learner_loss_scale(const learner *l);
 void learner_set_loss_scale(learner *l, float scale, int good_steps);
 int learner_good_steps(const learner *l); /* since the loss scale last changed */
 
-/* Memory of one batch shape: bytes of its arena. Loads the weights it needs. */
-bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, size_t *bytes, error *err);
+/* What one batch shape will take, with activations kept or recomputed; nothing is loaded or made for it. */
+bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, bool recompute, plan_size *size, error *err);
 /* Sets that much aside, so that the arena need not grow later (growing makes every shape's plan anew). */
 bool learner_reserve(learner *l, size_t bytes, error *err);
+/* Adds what a step of every shape so far and an update send to a Vulkan device (see plan_count). */
+void learner_count(const learner *l, gpu_counts *sum);
 /* Seconds per op on the CPU so far, over all shapes. */
 void learner_profile(const learner *l, void (*report)(void *user, const char *op, int records, double seconds, double flops), void *user);
 

@@ -43,7 +43,10 @@ trainer *trainer_create(pipeline *p, const dataset *data, const train_options *o
         pipeline_adapters_changed(p);
         t->learner = learner_create(p, t->adapter, &t->options.learner, err);
     }
-    if (t->learner && (!options->resume || train_state_load(t, err))) return t;
+    if (t->learner && (!options->resume || train_state_load(t, err))) {
+        t->kept = t->step;
+        return t;
+    }
     trainer_free(t);
     return NULL;
 }
@@ -65,71 +68,12 @@ void trainer_free(trainer *t) {
     dataset_plan_free(&t->plan);
     if (t->trace) fclose(t->trace);
     free(t->ids);
+    free(t->caption_of);
     free(t->contexts);
     free(t);
 }
 
 adapter *trainer_adapter(const trainer *t) { return t->adapter; }
-
-/* ---- outlook ---- */
-
-/* The larger of *largest and the arena of a batch of `n` pictures of a bucket; n 0: there is no such batch. */
-static bool measure_batch(trainer *t, bucket_size size, size_t n, size_t *largest, error *err) {
-    size_t bytes;
-    if (!n) return true;
-    if (!learner_measure(t->learner, (int)n, size.height / 8, size.width / 8, TOKENIZER_LENGTH, learner_trains_text(t->learner), &bytes,
-                         err))
-        return false;
-    if (bytes > *largest) *largest = bytes;
-    return true;
-}
-
-/* Every bucket has full batches, or only a short one. */
-static bool measure_arena(trainer *t, size_t *largest, error *err) {
-    size_t batch = (size_t)t->options.batch_size;
-    *largest = 0;
-    for (size_t b = 0; b < t->data->bucket_count; b++) {
-        size_t items = t->data->bucket_items[b];
-        if (!measure_batch(t, t->data->buckets[b], items < batch ? items : batch, largest, err)) return false;
-    }
-    return true;
-}
-
-static bool measure_encoding(trainer *t, size_t *largest, error *err) {
-    *largest = 0;
-    for (size_t b = 0; b < t->data->bucket_count; b++) {
-        size_t bytes;
-        if (!t->data->bucket_items[b]) continue;
-        if (!pipeline_measure_vae_encode(t->pipeline, 1, t->data->buckets[b].height, t->data->buckets[b].width, &bytes, err)) return false;
-        if (bytes > *largest) *largest = bytes;
-    }
-    return true;
-}
-
-bool trainer_measure(trainer *t, train_outlook *outlook, error *err) {
-    *outlook = (train_outlook){.steps = t->steps, .epochs = train_epochs(t), .batches = t->batches, .resumed = t->step};
-    for (int i = 0; i < t->adapter->module_count; i++) outlook->modules[t->adapter->modules[i].info->part]++;
-    outlook->parameters = adapter_parameters(t->adapter);
-    outlook->adapter_bytes = (size_t)outlook->parameters * 4 * sizeof(float);
-    if (!measure_arena(t, &outlook->arena_bytes, err)) return false;
-    outlook->constant_bytes = t->pipeline->device->live_bytes - outlook->adapter_bytes;
-    const gpu *g = t->pipeline->device->gpu;
-    uint64_t room = g ? gpu_get_info(g)->memory_bytes : UINT64_MAX;
-    /* A tenth is left to the desktop and the driver. */
-    bool tight = outlook->constant_bytes + outlook->adapter_bytes + outlook->arena_bytes > room / 10 * 9;
-    if (tight && t->options.checkpoint < 0) {
-        learner_set_checkpoint(t->learner, true);
-        t->options.learner.checkpoint = true;
-        if (!measure_arena(t, &outlook->arena_bytes, err)) return false;
-    }
-    outlook->checkpoint = t->options.learner.checkpoint;
-    t->arena_bytes = outlook->arena_bytes;
-    size_t before = t->pipeline->device->live_bytes;
-    if (!measure_encoding(t, &outlook->encode_bytes, err)) return false;
-    outlook->encode_bytes += outlook->adapter_bytes + t->pipeline->device->live_bytes - before;
-    pipeline_release(t->pipeline, CHECKPOINT_VAE);
-    return true;
-}
 
 /* ---- one batch ---- */
 
@@ -171,7 +115,7 @@ static traced_batch make_batch(trainer *t, int64_t number) {
         random_integers_fill(t->options.seed, RANDOM_STREAM_TIMESTEP, counter, SCHEDULE_TIMESTEPS, &timestep, 1);
         timesteps[i] = (int)timestep;
         memcpy(ids + i * TOKENIZER_LENGTH, t->ids + items[i].image * TOKENIZER_LENGTH, TOKENIZER_LENGTH * sizeof *ids);
-        if (context) memcpy(context + (size_t)i * text, t->contexts + items[i].image * text, text * sizeof *context);
+        if (context) memcpy(context + (size_t)i * text, t->contexts + t->caption_of[items[i].image] * text, text * sizeof *context);
     }
     learner_batch tensors = {.n = n,
                              .h = h,
@@ -202,16 +146,15 @@ static double now_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static bool not_finite(const trainer *t, int64_t step, const traced_batch *b, const char *what, error *err) {
+static bool not_finite(trainer *t, int64_t step, const traced_batch *b, const char *what, error *err) {
     enum { NAMED = 3 };
     char names[600] = "";
     for (int i = 0; i < b->tensors.n && i < NAMED; i++)
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%.180s", i ? ", " : "", t->data->images[b->items[i].image].path);
     if (b->tensors.n > NAMED) snprintf(names + strlen(names), sizeof names - strlen(names), " and %d more", b->tensors.n - NAMED);
-    return error_set(err,
-                     "step %" PRId64 ": the %s is not finite any more (pictures: %s). Training stopped; what was saved before is whole. "
-                     "A lower --lr usually helps%s",
-                     step, what, names, strcmp(device_precision(t->pipeline->device), "fp32") ? ", or --precision fp32" : "");
+    t->spoilt = true;
+    return error_set(err, "step %" PRId64 ": the %s is not finite any more (pictures: %s). A lower --lr usually helps%s", step, what, names,
+                     strcmp(device_precision(t->pipeline->device), "fp32") ? ", or --precision fp32" : "");
 }
 
 static bool trace_inputs(trainer *t, trace_tensors *x, const traced_batch *b, int number, error *err) {
@@ -248,6 +191,7 @@ static bool update(trainer *t, traced_step *s, const train_events *events, error
     bool applied;
     float rates[CHECKPOINT_PARTS];
     for (int part = 0; part < CHECKPOINT_PARTS; part++) rates[part] = (float)s->rates[part];
+    t->spoilt = true; /* until train_step counts the update */
     if (!learner_update(t->learner, rates, &s->grad_norm, &applied, err)) return false;
     if (applied) return true;
     if (t->pipeline->device->activation != DTYPE_F16 || learner_loss_scale(t->learner) <= 1)
@@ -274,7 +218,7 @@ static bool train_step(trainer *t, traced_step *s, const train_events *events, e
     ok = ok && update(t, s, events, err);
     ok = ok && (!traced || (train_trace_adapter(t, &x, "after", err) && train_trace_tensors_write(t, &x, s->step, &s->loss, err)));
     s->seconds = now_seconds() - start;
-    if (ok) t->step = s->step;
+    if (ok) t->step = s->step, t->spoilt = false;
     ok = ok && train_trace_line(t, s, err);
     for (int i = 0; i < s->batch_count; i++) {
         free((void *)(uintptr_t)batches[i].items);
@@ -305,6 +249,13 @@ static bool save_adapter(trainer *t, const char *path, const train_events *event
     return ok;
 }
 
+static bool save_state(trainer *t, error *err) {
+    if (!train_state_save(t, err)) return false;
+    t->kept = t->step;
+    t->kept_at = now_seconds();
+    return true;
+}
+
 /* One of the numbered copies that --save-every-n-steps and --save-every-n-epochs ask for. */
 static bool save_copy(trainer *t, const char *format, int64_t number, const train_events *events, error *err) {
     char count[24], *stem = without_ending(t->options.output);
@@ -323,7 +274,9 @@ static bool save_numbered(trainer *t, int64_t epochs_done, bool epoch_ended, con
     bool by_epoch = o->save_every_epochs > 0 && epoch_ended && epochs_done % o->save_every_epochs == 0 && t->step < t->steps;
     if (by_step && !save_copy(t, "step%08" PRId64, t->step, events, err)) return false;
     if (by_epoch && !save_copy(t, "%06" PRId64, epochs_done, events, err)) return false;
-    return !(by_step || by_epoch) || train_state_save(t, err);
+    double every = o->state_every_seconds;
+    bool by_time = every > 0 && t->step < t->steps && now_seconds() - t->kept_at >= every;
+    return !(by_step || by_epoch || by_time) || save_state(t, err);
 }
 
 static bool previews(trainer *t, int64_t epochs_done, bool epoch_ended, const train_events *events, error *err) {
@@ -375,6 +328,8 @@ static bool stop_wanted(const train_events *events) { return events->stop && eve
 
 static bool loop(trainer *t, const train_events *events, bool *stopped, error *err) {
     pace p = {.start = now_seconds(), .first = t->step};
+    t->kept_at = p.start;
+    if (events->begun) events->begun(events->user, t->step, t->steps);
     while (t->step < t->steps && !(*stopped = stop_wanted(events))) {
         traced_step s = next_step(t);
         if (!train_step(t, &s, events, err)) return false;
@@ -397,8 +352,24 @@ static void note_end(const trainer *t, const train_events *events) {
 
 /* All of it before the first step: a training that does not fit says so now. */
 static bool reserve_memory(trainer *t, error *err) {
-    if (!t->arena_bytes && !measure_arena(t, &t->arena_bytes, err)) return false;
+    if (!t->arena_bytes && !train_measure_arena(t, &t->arena_bytes, err)) return false;
     return learner_reserve(t->learner, t->arena_bytes, err);
+}
+
+/* After a failure: saves what was trained since the last save, if it is still there, and adds to the error what is kept. */
+static void keep_what_is_left(trainer *t, const train_events *events, error *err) {
+    const gpu *g = t->pipeline->device->gpu;
+    bool readable = !t->spoilt && (!g || gpu_usable(g)), saved = false;
+    error why = *err, second;
+    if (t->step > t->kept && readable) saved = save_adapter(t, t->options.output, events, &second) && save_state(t, &second);
+    if (saved)
+        error_set(err, "%s. Adapter and state of step %" PRId64 " were saved; the same command with --resume goes on from there", why.text,
+                  t->step);
+    else if (t->kept)
+        error_set(err, "%s. The state of step %" PRId64 " is kept; the same command with --resume goes on from there", why.text, t->kept);
+    else if (t->step)
+        error_set(err, "%s. %" PRId64 " step%s lost; --save-every-n-steps N saves in between", why.text, t->step,
+                  t->step == 1 ? " done is" : "s done are");
 }
 
 train_result trainer_run(trainer *t, const train_events *events, error *err) {
@@ -411,9 +382,12 @@ train_result trainer_run(trainer *t, const train_events *events, error *err) {
             ok = train_encode_captions(t, events, err) && reserve_memory(t, err) && train_trace_open(t, err) &&
                  loop(t, events, &stopped, err);
     }
-    if (!ok) return TRAIN_FAILED;
+    if (!ok) {
+        keep_what_is_left(t, events, err);
+        return TRAIN_FAILED;
+    }
     /* Before the first step there is nothing to keep, and perhaps an older result to lose. */
     if (stopped && t->step == 0) return TRAIN_STOPPED_EARLY;
-    if (!save_adapter(t, t->options.output, events, err) || !train_state_save(t, err)) return TRAIN_FAILED;
+    if (!save_adapter(t, t->options.output, events, err) || !save_state(t, err)) return TRAIN_FAILED;
     return stopped ? TRAIN_STOPPED : TRAIN_DONE;
 }

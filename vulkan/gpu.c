@@ -24,8 +24,13 @@ typedef struct device_facts {
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
     VkPhysicalDeviceVulkanMemoryModelFeatures memory_model; /* which matrix kernels are written for */
     int matrix_size;
+    bool matrix_halfs;
+    int units; /* compute units */
     VkPhysicalDeviceMemoryProperties memory;
-    int queue_family; /* -1: none computes */
+    VkPhysicalDeviceMemoryBudgetPropertiesEXT budget; /* zeros without the extension */
+    bool memory_budget;                               /* VK_EXT_memory_budget */
+    int queue_family;                                 /* -1: none computes */
+    uint32_t clock_bits;
 } device_facts;
 
 /* Extensions of Vulkan 1.2 that later became part of it; drivers list them under either version. */
@@ -48,8 +53,8 @@ static bool extension_listed(const extension_set *e, const char *name) {
     return false;
 }
 
-/* The size of square matrix fragments with half-float operands and fp32 sums, shared by a subgroup; 0: none. */
-static int matrix_size(const vulkan_instance *instance, VkPhysicalDevice physical) {
+/* The size of square matrix fragments with half-float operands and sums of that type, shared by a subgroup; 0: none. */
+static int matrix_size(const vulkan_instance *instance, VkPhysicalDevice physical, VkComponentTypeKHR sums) {
     enum { MOST_SHAPES = 64 };
     PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get;
     PFN_vkVoidFunction function = instance->vkGetInstanceProcAddr(instance->handle, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
@@ -63,11 +68,24 @@ static int matrix_size(const vulkan_instance *instance, VkPhysicalDevice physica
         const VkCooperativeMatrixPropertiesKHR *m = &list[i];
         bool square = m->MSize == m->NSize && m->NSize == m->KSize && (m->MSize == 8 || m->MSize == 16);
         if (square && m->MSize > best && m->scope == VK_SCOPE_SUBGROUP_KHR && !m->saturatingAccumulation &&
-            m->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && m->BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
-            m->CType == VK_COMPONENT_TYPE_FLOAT32_KHR && m->ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR)
+            m->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && m->BType == VK_COMPONENT_TYPE_FLOAT16_KHR && m->CType == sums &&
+            m->ResultType == sums)
             best = m->MSize;
     }
     return (int)best;
+}
+
+/* How many compute units, in the words of the vendors; 0: the driver does not say. */
+static int units_read(const vulkan_instance *instance, VkPhysicalDevice physical, const extension_set *e) {
+    VkPhysicalDeviceShaderCoreProperties2AMD amd = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_CORE_PROPERTIES_2_AMD};
+    VkPhysicalDeviceShaderSMBuiltinsPropertiesNV nv = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_SM_BUILTINS_PROPERTIES_NV};
+    VkPhysicalDeviceShaderCoreBuiltinsPropertiesARM arm = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_CORE_BUILTINS_PROPERTIES_ARM};
+    VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
+    if (extension_listed(e, VK_AMD_SHADER_CORE_PROPERTIES_2_EXTENSION_NAME)) amd.pNext = properties.pNext, properties.pNext = &amd;
+    if (extension_listed(e, VK_NV_SHADER_SM_BUILTINS_EXTENSION_NAME)) nv.pNext = properties.pNext, properties.pNext = &nv;
+    if (extension_listed(e, VK_ARM_SHADER_CORE_BUILTINS_EXTENSION_NAME)) arm.pNext = properties.pNext, properties.pNext = &arm;
+    instance->vkGetPhysicalDeviceProperties2(physical, &properties);
+    return (int)(amd.activeComputeUnitCount + nv.shaderSMCount + arm.shaderCoreCount);
 }
 
 /* What optional extensions say. */
@@ -84,6 +102,7 @@ static void facts_read_extensions(const vulkan_instance *instance, VkPhysicalDev
     }
     if (extension_listed(&e, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME))
         f->integer_dot.pNext = properties.pNext, properties.pNext = &f->integer_dot;
+    f->memory_budget = extension_listed(&e, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
     bool matrices = extension_listed(&e, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME);
     f->memory_model.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES;
     f->matrix.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR;
@@ -94,7 +113,11 @@ static void facts_read_extensions(const vulkan_instance *instance, VkPhysicalDev
     instance->vkGetPhysicalDeviceProperties2(physical, &properties);
     instance->vkGetPhysicalDeviceFeatures2(physical, &features);
     f->subgroup_sizes.pNext = f->integer_dot.pNext = f->memory_model.pNext = f->matrix.pNext = NULL;
-    if (matrices && f->matrix.cooperativeMatrix) f->matrix_size = matrix_size(instance, physical);
+    if (matrices && f->matrix.cooperativeMatrix) {
+        f->matrix_size = matrix_size(instance, physical, VK_COMPONENT_TYPE_FLOAT32_KHR);
+        f->matrix_halfs = matrix_size(instance, physical, VK_COMPONENT_TYPE_FLOAT16_KHR) == f->matrix_size;
+    }
+    f->units = units_read(instance, physical, &e);
     free(e.list);
 }
 
@@ -113,34 +136,59 @@ static void facts_read(const vulkan_instance *instance, VkPhysicalDevice physica
     instance->vkGetPhysicalDeviceFeatures2(physical, &f->features);
     instance->vkGetPhysicalDeviceMemoryProperties(physical, &f->memory);
     facts_read_extensions(instance, physical, f);
+    if (f->memory_budget) gpu_budget(instance, physical, &f->budget);
 
     VkQueueFamilyProperties families[32];
     uint32_t count = 32;
     instance->vkGetPhysicalDeviceQueueFamilyProperties(physical, &count, families);
     f->queue_family = -1;
-    for (uint32_t i = 0; i < count && f->queue_family < 0; i++)
-        if (families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) f->queue_family = (int)i;
+    for (uint32_t i = 0; i < count && f->queue_family < 0; i++) {
+        if (!(families[i].queueFlags & VK_QUEUE_COMPUTE_BIT)) continue;
+        f->queue_family = (int)i;
+        f->clock_bits = families[i].timestampValidBits;
+    }
 }
 
-/* Why the engine cannot run there, or an empty text. Asked only for what the kernels cannot do without. */
+/* All kernels are workgroups along x. */
+static uint32_t group_threads(const VkPhysicalDeviceLimits *l) {
+    return l->maxComputeWorkGroupSize[0] < l->maxComputeWorkGroupInvocations ? l->maxComputeWorkGroupSize[0]
+                                                                             : l->maxComputeWorkGroupInvocations;
+}
+
+static bool has_memory_type(const device_facts *f, VkMemoryPropertyFlags wanted) {
+    for (uint32_t i = 0; i < f->memory.memoryTypeCount; i++)
+        if ((f->memory.memoryTypes[i].propertyFlags & wanted) == wanted) return true;
+    return false;
+}
+
+/* Limits of a device with what the kernels cannot do without. */
+typedef struct need {
+    const char *what, *limit;
+    uint64_t has, needs;
+} need;
+
+/* Why the engine cannot run there, or an empty text. */
 static void facts_judge(const device_facts *f, char *out, size_t size) {
     const VkPhysicalDeviceProperties *p = &f->properties.properties;
     const VkPhysicalDeviceLimits *l = &p->limits;
+    const need needs[] = {
+        {"bytes of shared memory", "maxComputeSharedMemorySize", l->maxComputeSharedMemorySize, SHARED_BYTES_NEEDED},
+        {"threads in a workgroup", "maxComputeWorkGroupInvocations, maxComputeWorkGroupSize", group_threads(l), GROUP_THREADS_NEEDED},
+        {"bytes of push constants", "maxPushConstantsSize", l->maxPushConstantsSize, GPU_PUSH_BYTES},
+        {"storage buffers in a shader", "maxPerStageDescriptorStorageBuffers", l->maxPerStageDescriptorStorageBuffers, GPU_BINDINGS},
+        {"storage buffers in a set", "maxDescriptorSetStorageBuffers", l->maxDescriptorSetStorageBuffers, GPU_BINDINGS}};
     *out = 0;
     if (p->apiVersion < VK_API_VERSION_1_2)
         snprintf(out, size, "Vulkan %u.%u, 1.2 is needed: update the driver", VK_API_VERSION_MAJOR(p->apiVersion),
                  VK_API_VERSION_MINOR(p->apiVersion));
     else if (f->queue_family < 0)
         snprintf(out, size, "no compute queue");
-    else if (l->maxComputeSharedMemorySize < SHARED_BYTES_NEEDED)
-        snprintf(out, size, "%u bytes of shared memory (maxComputeSharedMemorySize), %d are needed", l->maxComputeSharedMemorySize,
-                 SHARED_BYTES_NEEDED);
-    else if (l->maxComputeWorkGroupInvocations < GROUP_THREADS_NEEDED)
-        snprintf(out, size, "%u threads in a workgroup (maxComputeWorkGroupInvocations), %d are needed", l->maxComputeWorkGroupInvocations,
-                 GROUP_THREADS_NEEDED);
-    else if (l->maxPerStageDescriptorStorageBuffers < GPU_BINDINGS)
-        snprintf(out, size, "%u storage buffers in a shader (maxPerStageDescriptorStorageBuffers), %d are needed",
-                 l->maxPerStageDescriptorStorageBuffers, GPU_BINDINGS);
+    else if (!has_memory_type(f, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT) || !has_memory_type(f, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT))
+        snprintf(out, size, "no memory that it and the processor can reach");
+    for (size_t i = 0; i < sizeof needs / sizeof *needs && !*out; i++)
+        if (needs[i].has < needs[i].needs)
+            snprintf(out, size, "%llu %s (%s), %llu are needed", (unsigned long long)needs[i].has, needs[i].what, needs[i].limit,
+                     (unsigned long long)needs[i].needs);
 }
 
 static bool can_choose_subgroup(const device_facts *f) {
@@ -171,13 +219,18 @@ static void facts_info(const device_facts *f, int index, gpu_info *info) {
     info->discrete = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < f->memory.memoryHeapCount; i++) {
         const VkMemoryHeap *heap = &f->memory.memoryHeaps[i];
-        if ((heap->flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) && heap->size > info->memory_bytes) info->memory_bytes = heap->size;
+        bool reached = !info->discrete || (heap->flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0;
+        if (!reached || heap->size <= info->memory_bytes) continue;
+        info->memory_bytes = heap->size;
+        info->memory_free = f->budget.heapBudget[i] > f->budget.heapUsage[i] ? f->budget.heapBudget[i] - f->budget.heapUsage[i] : 0;
     }
     info->fp16_storage = f->storage16.storageBuffer16BitAccess;
     info->fp16_math = f->float16.shaderFloat16;
     info->small_kernels = info->software && !getenv("VULORA_VK_LARGE_KERNELS");
     info->mixed_fma = has_mixed_fma(f);
     info->matrix_size = usable_matrix_size(f);
+    info->matrix_halfs = f->matrix_halfs;
+    info->units = f->units;
     info->subgroup_size = info->subgroup_least = info->subgroup_most = (int)f->subgroup.subgroupSize;
     if (can_choose_subgroup(f)) {
         info->subgroup_least = (int)f->subgroup_sizes.minSubgroupSize;
@@ -206,18 +259,23 @@ int gpu_list(gpu_info *out, int most) {
     return (int)count;
 }
 
-/* A submission should stay well under the two seconds after which display drivers reset a device, on the slowest card of its class. */
-static double piece_flops(const gpu_info *info) { return info->software ? 0 : info->discrete ? 4e11 : 1e11; }
+/* The slowest that have a driver for Vulkan 1.2, at the share of their peak that kernels reach: integrated graphics with a dozen units,
+   cards with four hundred lanes and 40 GB/s, a laptop's processor. */
+static gpu_pace pace_of(const gpu_info *info) {
+    static const gpu_pace card = {2.5e11, 2e10, 0.25}, integrated = {3e10, 4e9, 0.25}, processor = {2e9, 1e9, 10};
+    return info->software ? processor : info->discrete ? card : integrated;
+}
 
 static void limits_read(const device_facts *f, gpu_limits *limits) {
     const VkPhysicalDeviceLimits *l = &f->properties.properties.limits;
     VkDeviceSize alignment = l->minStorageBufferOffsetAlignment;
     limits->offset_alignment = alignment < 16 ? 16 : (size_t)alignment; /* kernels load 16 bytes at a time */
     limits->range_bytes = l->maxStorageBufferRange;
-    limits->allocation_bytes = (size_t)f->maintenance.maxMemoryAllocationSize;
+    limits->allocation_bytes = (size_t)f->maintenance.maxMemoryAllocationSize / 16 * 16; /* as buffers are */
     limits->shared_bytes = l->maxComputeSharedMemorySize;
-    limits->group_threads = l->maxComputeWorkGroupInvocations;
+    limits->group_threads = group_threads(l);
     limits->push_bytes = GPU_PUSH_BYTES;
+    memcpy(limits->groups, l->maxComputeWorkGroupCount, sizeof limits->groups);
 }
 
 /* What is switched on: only what kernels of this build use. */
@@ -275,12 +333,10 @@ static bool device_create(gpu *g, const device_facts *f, error *err) {
     }
     vulkan_load_device(g->instance, g->device, &g->vk);
     g->vk.vkGetDeviceQueue(g->device, (uint32_t)f->queue_family, 0, &g->queue);
-    VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
                                     .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
                                     .queueFamilyIndex = (uint32_t)f->queue_family};
-    result = g->vk.vkCreateFence(g->device, &fence, NULL, &g->fence);
-    if (result == VK_SUCCESS) result = g->vk.vkCreateCommandPool(g->device, &pool, NULL, &g->transfers);
+    result = g->vk.vkCreateCommandPool(g->device, &pool, NULL, &g->transfers);
     return result == VK_SUCCESS || gpu_fail(g, result, "opening the device", err);
 }
 
@@ -298,9 +354,13 @@ static bool open_index(gpu *g, int index, error *err) {
     limits_read(&facts, &g->limits);
     if (g->info.refused[0]) return error_set(err, "%s cannot be used: %s", g->info.name, g->info.refused);
     g->memory = facts.memory;
+    g->memory_budget = facts.memory_budget;
     g->queue_family = (uint32_t)facts.queue_family;
-    g->flops_per_piece = piece_flops(&g->info);
-    return device_create(g, &facts, err) && gpu_memory_open(g, err) && gpu_pipelines_open(g, &facts.properties.properties, err);
+    g->pace = pace_of(&g->info);
+    uint32_t bits = facts.clock_bits;
+    g->tick_mask = bits < 64 ? ((uint64_t)1 << bits) - 1 : UINT64_MAX;
+    g->tick_s = bits ? 1e-9 * (double)facts.properties.properties.limits.timestampPeriod : 0;
+    return device_create(g, &facts, err) && gpu_memory_open(g, err) && gpu_pipelines_open(g, err);
 }
 
 gpu *gpu_open(int index, error *err) {
@@ -312,16 +372,19 @@ gpu *gpu_open(int index, error *err) {
 
 void gpu_close(gpu *g) {
     if (!g) return;
+    if (g->state == GPU_HANGS) return; /* it may still be at work: nothing of it can be taken down */
     if (g->device) {
         g->vk.vkDeviceWaitIdle(g->device);
         gpu_pipelines_close(g);
         gpu_memory_close(g);
         g->vk.vkDestroyCommandPool(g->device, g->transfers, NULL);
-        g->vk.vkDestroyFence(g->device, g->fence, NULL);
+        for (int i = 0; i < g->fence_count; i++) g->vk.vkDestroyFence(g->device, g->fences[i], NULL);
         g->vk.vkDestroyDevice(g->device, NULL);
     }
+    free(g->fences);
     free(g);
 }
 
+bool gpu_usable(const gpu *g) { return g->state == GPU_WORKS; }
 const gpu_info *gpu_get_info(const gpu *g) { return &g->info; }
 const gpu_limits *gpu_get_limits(const gpu *g) { return &g->limits; }

@@ -24,13 +24,16 @@ typedef struct gpu_info {
     int index;     /* as in vulkan:N */
     bool software; /* a CPU pretending: lavapipe */
     bool discrete;
-    uint64_t memory_bytes; /* of the largest device-local heap */
+    uint64_t memory_bytes; /* of the largest heap that buffers can be in, */
+    uint64_t memory_free;  /* and what is free of it now; 0: the driver does not say */
     bool fp16_storage, fp16_math;
     bool shuffles;      /* between threads of a subgroup, of which there are at least eight */
     bool small_kernels; /* short programs are better: a CPU compiles and runs them. VULORA_VK_LARGE_KERNELS in the environment: not so, for
                            tests */
     bool mixed_fma;     /* fp32 multiply-adds take half-float operands at no cost, but floats no faster (RDNA 1 and 2) */
     int matrix_size;    /* of square fragments that subgroups multiply (fp16 in, fp32 sums): 8 or 16; 0: no matrix units */
+    bool matrix_halfs;  /* there are fp16 sums of that size too */
+    int units;          /* compute units (AMD), streaming multiprocessors (NVIDIA), shader cores (ARM); 0: not known */
     int subgroup_size;
     int subgroup_least, subgroup_most; /* what a dispatch may ask for; both subgroup_size where there is no choice */
     char refused[256];                 /* empty, or why this device cannot be used */
@@ -42,12 +45,20 @@ int gpu_list(gpu_info *out, int most);
 typedef struct gpu_limits {
     size_t offset_alignment, range_bytes /* maxStorageBufferRange */, allocation_bytes /* maxMemoryAllocationSize */;
     uint32_t shared_bytes, group_threads, push_bytes;
+    uint32_t groups[3]; /* workgroups of one dispatch along x, y, z */
 } gpu_limits;
 
 gpu *gpu_open(int index, error *err);
 void gpu_close(gpu *g);
 const gpu_info *gpu_get_info(const gpu *g);
 const gpu_limits *gpu_get_limits(const gpu *g);
+/* false after the driver lost the device or it hung: whatever was in its memory must be taken for lost. */
+bool gpu_usable(const gpu *g);
+
+/* Bytes that buffers can still take now, in the heap that they come from. With VK_EXT_memory_budget: the budget that the driver gives this
+   process beside all others, less what the process uses. Without: the heap's size less what this gpu has allocated, which knows nothing
+   of other programs. Asks the driver each time; drivers move the budget as other programs come and go. */
+uint64_t gpu_memory_free(const gpu *g);
 
 /* Storage buffer in device memory, zeroed. NULL with a message naming the size when there is no room. */
 gpu_buffer *gpu_buffer_create(gpu *g, size_t bytes, error *err);
@@ -78,11 +89,17 @@ gpu_recording *gpu_recording_begin(gpu *g);
 const gpu *gpu_recording_device(const gpu_recording *rec);
 void gpu_record(gpu_recording *rec, const gpu_dispatch *dispatch, double flops);
 bool gpu_recording_end(gpu_recording *rec, error *err);
-/* Submits (in several pieces on slow devices: no piece runs for seconds) and waits. */
+/* Submits everything, in pieces that should each take a quarter of a second at most, then waits. Pieces follow an estimate for the slowest
+   device of the class first; what they took is measured, and they are cut anew where that is far off. A device that does not finish in a
+   time that is generous many times over is given up with a message. */
 bool gpu_run(gpu_recording *rec, error *err);
 void gpu_recording_free(gpu_recording *rec);
-/* Dispatches and barriers recorded. */
-void gpu_recording_count(const gpu_recording *rec, int *dispatches, int *barriers);
+
+typedef struct gpu_counts {
+    int dispatches, barriers, submissions;
+    double longest_s; /* the longest submission of the last run, by the device's clock; 0: not run yet, or it has no clock */
+} gpu_counts;
+gpu_counts gpu_recording_count(gpu_recording *rec);
 
 /* How many messages the validation layer has given since the program started, for tests. *first (may be NULL): the first one's text.
    The layer is on when the environment variable VULORA_VK_VALIDATE is set; that it is not installed then counts as a message. */

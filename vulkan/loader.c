@@ -120,12 +120,19 @@ bool gpu_fail(const gpu *g, VkResult result, const char *what, error *err) {
             err, "%s: %s: out of device memory (%.1f GiB in all); use a smaller batch or resolution, or close other programs that use it",
             device, what, (double)g->info.memory_bytes / (1 << 30));
     case VK_ERROR_OUT_OF_HOST_MEMORY: return error_set(err, "%s: %s: out of main memory; close other programs", device, what);
+    case VK_ERROR_TOO_MANY_OBJECTS: return error_set(err, "%s: %s: the driver allows no further allocation; update it", device, what);
     case VK_ERROR_DEVICE_LOST:
         return error_set(
             err,
-            "%s: %s: the driver lost the device (it was reset, unplugged, or a kernel ran too long); start again, with --device cpu "
-            "if it happens again",
-            device, what);
+            "%s: %s: the driver lost the device (it was reset or unplugged, overheated, or a kernel ran too long); start again. If "
+            "it happens again, update the driver (now %s) or use --device cpu",
+            device, what, g->info.driver);
+    case VK_TIMEOUT:
+        return error_set(
+            err,
+            "%s: %s: the device does not answer any more, although its work should have been done long ago; restart the machine "
+            "and start again. If it happens again, update the driver (now %s) or use --device cpu",
+            device, what, g->info.driver);
     default:
         return error_set(err, "%s: %s: the driver %s answered with error %d; update it, or use --device cpu", device, what, g->info.driver,
                          result);

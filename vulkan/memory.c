@@ -1,4 +1,4 @@
-/* Buffers, and moving data between them and the host. */
+/* Device memory, and the buffers in it. */
 #include "vulkan/internal.h"
 
 #include "base/memory.h"
@@ -25,6 +25,8 @@ static bool memory_is_shared(const gpu *g) {
 
 /* ---- allocations ---- */
 
+static uint32_t heap_of(const gpu *g, int type) { return g->memory.memoryTypes[type].heapIndex; }
+
 static VkResult memory_allocate(gpu *g, int type, size_t bytes, bool map, gpu_memory **out) {
     gpu_memory *m = memory_new(1, sizeof *m);
     m->type = type;
@@ -36,11 +38,22 @@ static VkResult memory_allocate(gpu *g, int type, size_t bytes, bool map, gpu_me
         result = g->vk.vkMapMemory(g->device, m->handle, 0, VK_WHOLE_SIZE, 0, &m->host);
         if (result != VK_SUCCESS) g->vk.vkFreeMemory(g->device, m->handle, NULL);
     }
+    if (result != VK_SUCCESS) {
+        free(m);
+        return result;
+    }
+    g->allocated[heap_of(g, type)] += bytes;
     *out = m;
-    if (result == VK_SUCCESS) return result;
-    *out = NULL;
-    free(m);
     return result;
+}
+
+/* No allocation is larger than the device allows. */
+static size_t within(const gpu *g, size_t bytes) { return bytes < g->limits.allocation_bytes ? bytes : g->limits.allocation_bytes; }
+
+/* A share of the heap that does not hurt where it stays half empty. */
+static size_t shared_bytes(const gpu *g, int type) {
+    size_t share = (size_t)(g->memory.memoryHeaps[heap_of(g, type)].size / 64);
+    return within(g, share < GPU_SMALL_BYTES ? GPU_SMALL_BYTES : share < GPU_SHARED_BYTES ? share : GPU_SHARED_BYTES);
 }
 
 static size_t aligned(size_t value, size_t alignment) { return (value + alignment - 1) / alignment * alignment; }
@@ -59,7 +72,7 @@ static VkResult memory_for(gpu *g, int type, const VkMemoryRequirements *needs, 
     if (bytes > GPU_SMALL_BYTES) return memory_allocate(g, type, bytes, map, out);
     *out = shared_with_room(g, type, needs);
     if (*out) return VK_SUCCESS;
-    VkResult result = memory_allocate(g, type, GPU_SHARED_BYTES, map, out);
+    VkResult result = memory_allocate(g, type, shared_bytes(g, type), map, out);
     if (result != VK_SUCCESS) return memory_allocate(g, type, bytes, map, out); /* nearly full */
     g->shared = memory_grow(g->shared, (size_t)g->shared_count + 1, sizeof(gpu_memory *));
     g->shared[g->shared_count++] = *out;
@@ -71,16 +84,50 @@ static void memory_release(gpu *g, gpu_memory *m) {
     for (int i = 0; i < g->shared_count; i++)
         if (g->shared[i] == m) g->shared[i--] = g->shared[--g->shared_count];
     g->vk.vkFreeMemory(g->device, m->handle, NULL);
+    g->allocated[heap_of(g, m->type)] -= m->bytes;
     free(m);
 }
 
 /* ---- buffers ---- */
 
+/* Integrated graphics reach all of the host's memory; what their firmware has set aside for them is as fast, but may be small. */
+static int unified_type(const gpu *g, uint32_t allowed) {
+    int best = -1;
+    for (uint32_t i = 0; i < g->memory.memoryTypeCount; i++) {
+        const VkMemoryType *t = &g->memory.memoryTypes[i];
+        if (!(allowed >> i & 1) || (t->propertyFlags & host_visible) != host_visible) continue;
+        VkDeviceSize size = g->memory.memoryHeaps[t->heapIndex].size, most = best < 0 ? 0 : g->memory.memoryHeaps[heap_of(g, best)].size;
+        bool local = (t->propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT) != 0;
+        bool best_local = best >= 0 && (g->memory.memoryTypes[best].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT) != 0;
+        if (best < 0 || size > most || (size == most && local && !best_local)) best = (int)i;
+    }
+    return best;
+}
+
 static int buffer_memory_type(const gpu *g, uint32_t allowed, bool on_host) {
-    VkMemoryPropertyFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
-    if (!on_host) return memory_type(g, allowed, g->mapped ? local | host_visible : local);
+    if (!on_host) return g->mapped ? unified_type(g, allowed) : memory_type(g, allowed, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT);
     int cached = memory_type(g, allowed, host_visible | VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
     return cached >= 0 ? cached : memory_type(g, allowed, host_visible);
+}
+
+void gpu_budget(const vulkan_instance *instance, VkPhysicalDevice physical, VkPhysicalDeviceMemoryBudgetPropertiesEXT *out) {
+    *out = (VkPhysicalDeviceMemoryBudgetPropertiesEXT){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
+    VkPhysicalDeviceMemoryProperties2 memory = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2, .pNext = out};
+    instance->vkGetPhysicalDeviceMemoryProperties2(physical, &memory);
+}
+
+uint64_t gpu_memory_free(const gpu *g) {
+    int type = buffer_memory_type(g, ~0u, false);
+    if (type < 0) return 0;
+    uint32_t heap = heap_of(g, type);
+    VkDeviceSize size = g->memory.memoryHeaps[heap].size, used = g->allocated[heap];
+    if (g->memory_budget) {
+        VkPhysicalDeviceMemoryBudgetPropertiesEXT budget;
+        gpu_budget(g->instance, g->physical, &budget);
+        if (budget.heapBudget[heap] < size) size = budget.heapBudget[heap];
+        used = budget.heapUsage[heap];
+    }
+    return size > used ? size - used : 0;
 }
 
 static VkResult buffer_allocate(gpu_buffer *b, bool on_host) {
@@ -106,47 +153,18 @@ static VkResult buffer_allocate(gpu_buffer *b, bool on_host) {
     return g->vk.vkBindBufferMemory(g->device, b->handle, m->handle, offset);
 }
 
-static bool transfer_begin(gpu *g, error *err) {
-    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-                                      .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
-    VkResult result = g->vk.vkBeginCommandBuffer(g->transfer, &begin);
-    return result == VK_SUCCESS || gpu_fail(g, result, "a transfer", err);
-}
-
-static bool transfer_end(gpu *g, error *err) {
-    VkResult result = g->vk.vkEndCommandBuffer(g->transfer);
-    if (result != VK_SUCCESS) return gpu_fail(g, result, "a transfer", err);
-    return gpu_submit(g, &g->transfer, 1, err);
-}
-
-/* Between what ran before in this queue, the copy, and what the host or later work reads. */
-static void transfer_barrier(gpu *g) {
-    VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                               .srcAccessMask = VK_ACCESS_MEMORY_WRITE_BIT,
-                               .dstAccessMask = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
-    VkPipelineStageFlags all = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT;
-    g->vk.vkCmdPipelineBarrier(g->transfer, all, all, 0, 1, &barrier, 0, NULL, 0, NULL);
-}
-
-static bool buffer_zero(gpu_buffer *b, error *err) {
-    gpu *g = b->gpu;
-    if (b->host) {
-        memset(b->host, 0, b->bytes);
-        return true;
-    }
-    if (!transfer_begin(g, err)) return false;
-    transfer_barrier(g);
-    g->vk.vkCmdFillBuffer(g->transfer, b->handle, 0, VK_WHOLE_SIZE, 0);
-    transfer_barrier(g);
-    return transfer_end(g, err);
-}
-
 static gpu_buffer *buffer_new(gpu *g, size_t bytes, bool on_host, error *err) {
     gpu_buffer *b = memory_new(1, sizeof *b);
     b->gpu = g;
     b->bytes = (bytes + 15) / 16 * 16; /* kernels load 16 bytes at a time */
     if (b->bytes == 0) b->bytes = 16;
-    VkResult result = b->bytes > g->limits.allocation_bytes ? VK_ERROR_OUT_OF_DEVICE_MEMORY : buffer_allocate(b, on_host);
+    if (b->bytes > g->limits.allocation_bytes) {
+        error_set(err, "%s: %.1f MiB of memory at once, the device allocates at most %.1f MiB; use a smaller batch or resolution",
+                  g->info.name, (double)b->bytes / (1 << 20), (double)g->limits.allocation_bytes / (1 << 20));
+        gpu_buffer_free(b);
+        return NULL;
+    }
+    VkResult result = buffer_allocate(b, on_host);
     if (result != VK_SUCCESS) {
         char what[64];
         snprintf(what, sizeof what, "allocating %.1f MiB", (double)b->bytes / (1 << 20));
@@ -159,7 +177,7 @@ static gpu_buffer *buffer_new(gpu *g, size_t bytes, bool on_host, error *err) {
 
 gpu_buffer *gpu_buffer_create(gpu *g, size_t bytes, error *err) {
     gpu_buffer *b = buffer_new(g, bytes, false, err);
-    if (b && !buffer_zero(b, err)) {
+    if (b && !gpu_zero(b, err)) {
         gpu_buffer_free(b);
         return NULL;
     }
@@ -168,8 +186,11 @@ gpu_buffer *gpu_buffer_create(gpu *g, size_t bytes, error *err) {
 
 void gpu_buffer_free(gpu_buffer *b) {
     if (!b) return;
-    b->gpu->vk.vkDestroyBuffer(b->gpu->device, b->handle, NULL);
-    if (b->memory) memory_release(b->gpu, b->memory);
+    gpu_flush(b->gpu, NULL); /* what is still to be copied there */
+    if (b->gpu->state != GPU_HANGS) {
+        b->gpu->vk.vkDestroyBuffer(b->gpu->device, b->handle, NULL);
+        if (b->memory) memory_release(b->gpu, b->memory);
+    }
     free(b);
 }
 
@@ -182,7 +203,7 @@ bool gpu_memory_open(gpu *g, error *err) {
     VkResult result = g->vk.vkAllocateCommandBuffers(g->device, &info, &g->transfer);
     if (result != VK_SUCCESS) return gpu_fail(g, result, "opening the device", err);
     if (g->mapped) return true;
-    g->staging = buffer_new(g, GPU_STAGING_BYTES, true, err);
+    g->staging = buffer_new(g, within(g, GPU_STAGING_BYTES), true, err);
     return g->staging != NULL;
 }
 
@@ -190,63 +211,4 @@ void gpu_memory_close(gpu *g) {
     gpu_buffer_free(g->staging);
     g->staging = NULL;
     free(g->shared);
-}
-
-bool gpu_submit(gpu *g, const VkCommandBuffer *commands, int count, error *err) {
-    /* One submission per command buffer: watchdogs time submissions. */
-    for (int i = 0; i < count; i++) {
-        VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands[i]};
-        VkResult result = g->vk.vkQueueSubmit(g->queue, 1, &info, i + 1 == count ? g->fence : VK_NULL_HANDLE);
-        if (result != VK_SUCCESS) {
-            g->vk.vkDeviceWaitIdle(g->device);
-            return gpu_fail(g, result, "starting work", err);
-        }
-    }
-    VkResult result = g->vk.vkWaitForFences(g->device, 1, &g->fence, VK_TRUE, UINT64_MAX);
-    if (result == VK_SUCCESS) result = g->vk.vkResetFences(g->device, 1, &g->fence);
-    return result == VK_SUCCESS || gpu_fail(g, result, "waiting for the device", err);
-}
-
-static bool copy_piece(gpu *g, VkBuffer from, size_t from_offset, VkBuffer to, size_t to_offset, size_t bytes, error *err) {
-    if (!transfer_begin(g, err)) return false;
-    transfer_barrier(g);
-    VkBufferCopy region = {from_offset, to_offset, bytes};
-    g->vk.vkCmdCopyBuffer(g->transfer, from, to, 1, &region);
-    transfer_barrier(g);
-    return transfer_end(g, err);
-}
-
-static bool range_fits(gpu_range r, error *err) {
-    if (r.offset <= r.buffer->bytes && r.size <= r.buffer->bytes - r.offset) return true;
-    return error_set(err, "a transfer of %zu bytes at %zu is outside its buffer of %zu bytes", r.size, r.offset, r.buffer->bytes);
-}
-
-bool gpu_upload(gpu *g, gpu_range to, const void *data, error *err) {
-    if (!range_fits(to, err)) return false;
-    if (to.buffer->host) {
-        memcpy((char *)to.buffer->host + to.offset, data, to.size);
-        return true;
-    }
-    for (size_t done = 0; done < to.size;) {
-        size_t part = to.size - done < GPU_STAGING_BYTES ? to.size - done : GPU_STAGING_BYTES;
-        memcpy(g->staging->host, (const char *)data + done, part);
-        if (!copy_piece(g, g->staging->handle, 0, to.buffer->handle, to.offset + done, part, err)) return false;
-        done += part;
-    }
-    return true;
-}
-
-bool gpu_download(gpu *g, gpu_range from, void *data, error *err) {
-    if (!range_fits(from, err)) return false;
-    if (from.buffer->host) {
-        memcpy(data, (char *)from.buffer->host + from.offset, from.size);
-        return true;
-    }
-    for (size_t done = 0; done < from.size;) {
-        size_t part = from.size - done < GPU_STAGING_BYTES ? from.size - done : GPU_STAGING_BYTES;
-        if (!copy_piece(g, from.buffer->handle, from.offset + done, g->staging->handle, 0, part, err)) return false;
-        memcpy((char *)data + done, g->staging->host, part);
-        done += part;
-    }
-    return true;
 }

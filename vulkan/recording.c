@@ -1,40 +1,11 @@
 /* Recordings: dispatches are noted first, then turned into command buffers at once, when all pipelines and descriptors are known. */
-#include "vulkan/internal.h"
+#include "vulkan/recording.h"
 
 #include "base/memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct launch {
-    gpu_pipeline *pipeline;
-    uint32_t push[GPU_PUSH_BYTES / 4];
-    gpu_range ranges[GPU_BINDINGS];
-    int range_count;
-    uint32_t groups[3];
-    bool barrier;      /* before it */
-    bool starts_piece; /* a new submission begins here */
-} launch;
-
-/* A range touched since the last barrier. */
-typedef struct access {
-    gpu_range range;
-    bool write;
-} access;
-
-struct gpu_recording {
-    gpu *gpu;
-    launch *launches;
-    int count, capacity, barriers, pieces;
-    access *open; /* since the last barrier */
-    int open_count, open_capacity;
-    double piece_flops;
-    char failure[512];
-    VkDescriptorPool descriptors;
-    VkCommandPool commands;
-    VkCommandBuffer *buffers; /* one per piece */
-};
 
 gpu_recording *gpu_recording_begin(gpu *g) {
     gpu_recording *rec = memory_new(1, sizeof *rec);
@@ -43,28 +14,6 @@ gpu_recording *gpu_recording_begin(gpu *g) {
 }
 
 const gpu *gpu_recording_device(const gpu_recording *rec) { return rec->gpu; }
-
-static bool overlap(const gpu_range *a, const gpu_range *b) {
-    return a->buffer == b->buffer && a->offset < b->offset + b->size && b->offset < a->offset + a->size;
-}
-
-/* Whether the dispatch must wait: it reads what was written, or writes what was read or written, since the last barrier. */
-static bool must_wait(const gpu_recording *rec, const gpu_dispatch *d) {
-    for (int i = 0; i < rec->open_count; i++)
-        for (int j = 0; j < d->range_count; j++)
-            if ((rec->open[i].write || (d->written >> j & 1)) && overlap(&rec->open[i].range, &d->ranges[j])) return true;
-    return false;
-}
-
-static void note_accesses(gpu_recording *rec, const gpu_dispatch *d) {
-    for (int j = 0; j < d->range_count; j++) {
-        if (rec->open_count == rec->open_capacity) {
-            rec->open_capacity = rec->open_capacity ? 2 * rec->open_capacity : 64;
-            rec->open = memory_grow(rec->open, (size_t)rec->open_capacity, sizeof *rec->open);
-        }
-        rec->open[rec->open_count++] = (access){d->ranges[j], d->written >> j & 1};
-    }
-}
 
 static void record_fail(gpu_recording *rec, const gpu_dispatch *d, const char *why) {
     if (!rec->failure[0]) snprintf(rec->failure, sizeof rec->failure, "kernel %s: %s", d->shader, why);
@@ -91,8 +40,11 @@ static bool dispatch_is_valid(gpu_recording *rec, const gpu_dispatch *d) {
         return false;
     }
     for (int i = 0; i < 3; i++) {
-        if (d->groups[i] - 1u < 65535) continue;
-        record_fail(rec, d, "too many workgroups, or none; use a smaller batch or resolution");
+        char why[256];
+        if (d->groups[i] - 1u < rec->gpu->limits.groups[i]) continue;
+        snprintf(why, sizeof why, "%u workgroups along %c, the device takes 1 to %u; use a smaller batch or resolution", d->groups[i],
+                 "xyz"[i], rec -> gpu -> limits.groups[i]);
+        record_fail(rec, d, why);
         return false;
     }
     return true;
@@ -116,24 +68,13 @@ void gpu_record(gpu_recording *rec, const gpu_dispatch *d, double flops) {
     memcpy(l->ranges, d->ranges, (size_t)d->range_count * sizeof *d->ranges);
     l->range_count = d->range_count;
     memcpy(l->groups, d->groups, sizeof l->groups);
-
-    double limit = rec->gpu->flops_per_piece;
-    l->starts_piece = rec->count == 1 || (limit > 0 && rec->piece_flops > 0 && rec->piece_flops + flops > limit);
-    if (l->starts_piece) {
-        rec->pieces++;
-        rec->piece_flops = 0;
-        rec->open_count = 0; /* every piece begins with a barrier */
-    } else if (must_wait(rec, d)) {
-        l->barrier = true;
-        rec->barriers++;
-        rec->open_count = 0;
-    }
-    rec->piece_flops += flops;
-    note_accesses(rec, d);
+    l->written = d->written;
+    l->seconds = launch_estimate(rec->gpu, d, flops);
 }
 
-static VkResult make_descriptors(gpu_recording *rec, VkDescriptorSet *sets) {
+static VkResult make_descriptors(gpu_recording *rec) {
     gpu *g = rec->gpu;
+    VkDescriptorSet *sets = rec->sets = memory_new((size_t)rec->count, sizeof *sets);
     uint32_t n = (uint32_t)rec->count;
     VkDescriptorPoolSize size = {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, n * GPU_BINDINGS};
     VkDescriptorPoolCreateInfo pool = {
@@ -169,39 +110,67 @@ static void put_barrier(const gpu *g, VkCommandBuffer c, VkPipelineStageFlags fr
 static const VkAccessFlags shader_access = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT;
 static const VkPipelineStageFlags compute_stage = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
 
-static VkResult piece_begin(const gpu *g, VkCommandBuffer c) {
+/* ---- command buffers ---- */
+
+static VkResult piece_begin(const gpu_recording *rec, int piece, VkCommandBuffer c) {
+    const gpu *g = rec->gpu;
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
     VkResult result = g->vk.vkBeginCommandBuffer(c, &begin);
+    if (rec->times && piece == 0) {
+        g->vk.vkCmdResetQueryPool(c, rec->times, 0, (uint32_t)rec->pieces + 1);
+        g->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, rec->times, 0);
+    }
     put_barrier(g, c, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT, compute_stage, shader_access);
     return result;
 }
 
-static VkResult piece_end(const gpu *g, VkCommandBuffer c) {
+static VkResult piece_end(const gpu_recording *rec, int piece, VkCommandBuffer c) {
+    const gpu *g = rec->gpu;
     put_barrier(g, c, compute_stage, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT,
                 VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT);
+    if (rec->times) g->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, rec->times, (uint32_t)piece + 1);
     return g->vk.vkEndCommandBuffer(c);
 }
 
-static VkResult make_commands(gpu_recording *rec, const VkDescriptorSet *sets) {
-    gpu *g = rec->gpu;
+static void dispatch_part(const gpu_recording *rec, const launch_part *p, VkCommandBuffer c) {
+    const gpu *g = rec->gpu;
+    const launch *l = &rec->launches[p->launch];
+    if (p->barrier) put_barrier(g, c, compute_stage, compute_stage, shader_access);
+    g->vk.vkCmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, l->pipeline->handle);
+    g->vk.vkCmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, g->layout, 0, 1, &rec->sets[p->launch], 0, NULL);
+    g->vk.vkCmdPushConstants(c, g->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, GPU_PUSH_BYTES, l->push);
+    if (p->base[0] || p->base[1] || p->base[2])
+        g->vk.vkCmdDispatchBase(c, p->base[0], p->base[1], p->base[2], p->groups[0], p->groups[1], p->groups[2]);
+    else
+        g->vk.vkCmdDispatch(c, p->groups[0], p->groups[1], p->groups[2]);
+}
+
+static VkResult make_commands(const gpu_recording *rec) {
     VkResult result = VK_SUCCESS;
     VkCommandBuffer c = VK_NULL_HANDLE;
-    int piece = 0;
-    for (int i = 0; i < rec->count && result == VK_SUCCESS; i++) {
-        const launch *l = &rec->launches[i];
-        if (l->starts_piece) {
-            if (c) result = piece_end(g, c);
-            c = rec->buffers[piece++];
-            if (result == VK_SUCCESS) result = piece_begin(g, c);
-        } else if (l->barrier) {
-            put_barrier(g, c, compute_stage, compute_stage, shader_access);
+    int piece = -1;
+    for (int i = 0; i < rec->part_count && result == VK_SUCCESS; i++) {
+        const launch_part *p = &rec->parts[i];
+        if (p->starts_piece) {
+            if (c) result = piece_end(rec, piece, c);
+            c = rec->buffers[++piece];
+            if (result == VK_SUCCESS) result = piece_begin(rec, piece, c);
         }
-        g->vk.vkCmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, l->pipeline->handle);
-        g->vk.vkCmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, g->layout, 0, 1, &sets[i], 0, NULL);
-        g->vk.vkCmdPushConstants(c, g->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, GPU_PUSH_BYTES, l->push);
-        g->vk.vkCmdDispatch(c, l->groups[0], l->groups[1], l->groups[2]);
+        dispatch_part(rec, p, c);
     }
-    return result == VK_SUCCESS && c ? piece_end(g, c) : result;
+    return result == VK_SUCCESS && c ? piece_end(rec, piece, c) : result;
+}
+
+static void release_commands(gpu_recording *rec) {
+    gpu *g = rec->gpu;
+    if (g->state != GPU_HANGS) {
+        g->vk.vkDestroyCommandPool(g->device, rec->commands, NULL);
+        g->vk.vkDestroyQueryPool(g->device, rec->times, NULL);
+    }
+    rec->commands = VK_NULL_HANDLE;
+    rec->times = VK_NULL_HANDLE;
+    free(rec->buffers);
+    rec->buffers = NULL;
 }
 
 static VkResult allocate_commands(gpu_recording *rec) {
@@ -214,34 +183,67 @@ static VkResult allocate_commands(gpu_recording *rec) {
                                         .commandPool = rec->commands,
                                         .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                         .commandBufferCount = (uint32_t)rec->pieces};
-    return g->vk.vkAllocateCommandBuffers(g->device, &info, rec->buffers);
+    result = g->vk.vkAllocateCommandBuffers(g->device, &info, rec->buffers);
+    if (result != VK_SUCCESS || g->tick_s <= 0) return result;
+    VkQueryPoolCreateInfo times = {
+        .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = (uint32_t)rec->pieces + 1};
+    return g->vk.vkCreateQueryPool(g->device, &times, NULL, &rec->times);
+}
+
+/* Schedule and command buffers, or new ones by what was measured. */
+static VkResult prepare_commands(gpu_recording *rec) {
+    release_commands(rec);
+    schedule_make(rec);
+    VkResult result = allocate_commands(rec);
+    return result == VK_SUCCESS ? make_commands(rec) : result;
 }
 
 bool gpu_recording_end(gpu_recording *rec, error *err) {
     if (rec->failure[0]) return error_set(err, "%s: %s", rec->gpu->info.name, rec->failure);
     if (rec->count == 0) return true;
     if (!gpu_pipelines_build(rec->gpu, err)) return false;
-    VkDescriptorSet *sets = memory_new((size_t)rec->count, sizeof *sets);
-    VkResult result = make_descriptors(rec, sets);
-    if (result == VK_SUCCESS) result = allocate_commands(rec);
-    if (result == VK_SUCCESS) result = make_commands(rec, sets);
-    free(sets);
+    VkResult result = make_descriptors(rec);
+    if (result == VK_SUCCESS) result = prepare_commands(rec);
     return result == VK_SUCCESS || gpu_fail(rec->gpu, result, "recording a step", err);
 }
 
-bool gpu_run(gpu_recording *rec, error *err) { return rec->count == 0 || gpu_submit(rec->gpu, rec->buffers, rec->pieces, err); }
+/* ---- running ---- */
+
+static void read_times(gpu_recording *rec) {
+    gpu *g = rec->gpu;
+    uint32_t n = (uint32_t)rec->pieces + 1;
+    uint64_t *ticks = memory_new(n, sizeof *ticks);
+    VkResult result =
+        g->vk.vkGetQueryPoolResults(g->device, rec->times, 0, n, n * sizeof *ticks, ticks, sizeof *ticks, VK_QUERY_RESULT_64_BIT);
+    for (int i = 0; i < rec->pieces; i++)
+        rec->piece_measured[i] = result == VK_SUCCESS ? (double)((ticks[i + 1] - ticks[i]) & g->tick_mask) * g->tick_s : 0;
+    free(ticks);
+}
+
+bool gpu_run(gpu_recording *rec, error *err) {
+    if (rec->count == 0) return true;
+    if (!gpu_submit(rec->gpu, rec->buffers, rec->piece_seconds, rec->pieces, err)) return false;
+    if (!rec->times) return true;
+    read_times(rec);
+    if (!schedule_learn(rec)) return true;
+    VkResult result = prepare_commands(rec);
+    return result == VK_SUCCESS || gpu_fail(rec->gpu, result, "recording a step", err);
+}
 
 void gpu_recording_free(gpu_recording *rec) {
     if (!rec) return;
-    rec->gpu->vk.vkDestroyCommandPool(rec->gpu->device, rec->commands, NULL);
-    rec->gpu->vk.vkDestroyDescriptorPool(rec->gpu->device, rec->descriptors, NULL);
-    free(rec->buffers);
+    release_commands(rec);
+    if (rec->gpu->state != GPU_HANGS) rec->gpu->vk.vkDestroyDescriptorPool(rec->gpu->device, rec->descriptors, NULL);
+    schedule_free(rec);
+    free(rec->sets);
     free(rec->launches);
-    free(rec->open);
     free(rec);
 }
 
-void gpu_recording_count(const gpu_recording *rec, int *dispatches, int *barriers) {
-    *dispatches = rec->count;
-    *barriers = rec->barriers;
+gpu_counts gpu_recording_count(gpu_recording *rec) {
+    if (!rec->parts) schedule_make(rec);
+    gpu_counts counts = {.dispatches = rec->part_count, .barriers = rec->barriers, .submissions = rec->pieces};
+    for (int i = 0; i < rec->pieces; i++)
+        if (rec->piece_measured[i] > counts.longest_s) counts.longest_s = rec->piece_measured[i];
+    return counts;
 }

@@ -19,6 +19,8 @@ typedef struct gpu_rates {
     bool gcn;        /* 16 lanes wide: a wave of 64 takes 4 clocks */
     bool dual_issue; /* two fp32 operations per lane and clock */
     double lds_bytes, l1_bytes;
+    int units;           /* of the card: null devices have none */
+    double memory_bytes; /* of its memory, shared out among them */
 } gpu_rates;
 
 const gpu_rates *gpu_rates_find(const char *family);
@@ -84,8 +86,23 @@ void isa_classify(const char *line, const gpu_rates *rates, int wave, mix *m);
 /* known: NULL where the innermost loop is the one to judge. */
 void hot_loop_find(const isa *code, const gpu_rates *rates, const inner_loops *known, hot_loop *out);
 
-/* FLOP per clock and CU of the hot loop. */
+/* The kernel from end to end, for simulate: the hot loop `steps` times, loops behind it `after` times. */
+hot_loop hot_loop_whole(const hot_loop *h, double steps, double after);
+
+/* FLOP per clock and CU of the hot loop, with so many waves per SIMD. */
 double simulate(const isa *code, const hot_loop *hot, const gpu_rates *rates, int waves, int group);
+
+/* The least bytes that a lane moves with one access to memory, in the hot loop. */
+int isa_least_access(const isa *code, const hot_loop *h);
+
+/* A kernel that memory bounds, against its limits (streams.c). */
+typedef struct stream_verdict {
+    int access; /* as isa_least_access */
+    double alu; /* share of the vector units' time that it takes at the full speed of the card's memory */
+    bool slow, narrow, few_waves;
+} stream_verdict;
+/* False: no such kernel. */
+bool stream_judge(const char *shader, const gpu_rates *rates, const isa *code, const hot_loop *h, int waves, stream_verdict *out);
 
 /* What SD1.5 at 512x512 runs: records every case on that device and calls back once per kernel launch in it. target: what its
    figure should be at least (0: none is set). */
@@ -96,6 +113,9 @@ typedef struct case_kernel {
     inner_loops trips;
     double useful; /* share of the products that is not padding */
     double target;
+    double groups;       /* workgroups of the launch */
+    double flops, bytes; /* of the launch; each operand read or written once */
+    double steps, after; /* of matrix products: passes of the hot loop, and of loops behind it. 0: not known */
 } case_kernel;
 typedef void (*case_visit)(void *user, const case_kernel *k);
 bool cases_run(gpu *g, const char *family, case_visit visit, void *user, error *err);

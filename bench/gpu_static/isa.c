@@ -7,9 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Cards: RX 580 (256 GB/s, 36 units, 1.27 GHz), Radeon VII (1024, 60, 1.4), RX 5700 XT (448, 40, 1.8), RX 6900 XT (512, 80, 2.25; beside
+   128 MiB of cache), RX 7900 XTX (960, 96, 2.5). */
 static const gpu_rates table[] = {
-    {"polaris", 4, true, false, 128, 64}, {"vega", 4, true, false, 128, 64},   {"navi1", 2, false, false, 128, 128},
-    {"navi2", 2, false, false, 128, 128}, {"navi3", 2, false, true, 128, 128},
+    {"polaris", 4, true, false, 128, 64, 36, 5.6}, {"vega", 4, true, false, 128, 64, 60, 12},
+    {"navi1", 2, false, false, 128, 128, 40, 6.2}, {"navi2", 2, false, false, 128, 128, 80, 2.8},
+    {"navi3", 2, false, true, 128, 128, 96, 4.0},
 };
 
 const gpu_rates *gpu_rates_find(const char *family) {
@@ -175,6 +178,16 @@ static bool is_innermost(const hot_loop *h, int k) {
     return true;
 }
 
+/* Of loops without FLOPs the one that moves most; -1: none moves anything. */
+static int busiest_with_memory(const hot_loop *h) {
+    int best = -1;
+    for (int k = 0; k < h->count; k++) {
+        double bytes = h->loops[k].own.memory_bytes;
+        if (bytes > 0 && (best < 0 || bytes > h->loops[best].own.memory_bytes)) best = k;
+    }
+    return best;
+}
+
 /* The innermost loop with most FLOPs; a loop around others only where it has far more of its own. */
 static int hottest(const hot_loop *h) {
     enum { FAR_MORE = 64 };
@@ -184,6 +197,7 @@ static int hottest(const hot_loop *h) {
         if (flops > 0 && (any < 0 || flops > h->loops[any].own.flops)) any = k;
         if (flops > 0 && is_innermost(h, k) && (inner < 0 || flops > h->loops[inner].own.flops)) inner = k;
     }
+    if (any < 0) return busiest_with_memory(h);
     return inner < 0 || h->loops[any].own.flops > FAR_MORE * h->loops[inner].own.flops ? any : inner;
 }
 
@@ -205,4 +219,27 @@ void hot_loop_find(const isa *code, const gpu_rates *rates, const inner_loops *k
     out->total = out->pick < 0 ? out->whole : out->loops[out->pick].total;
     int first = out->pick < 0 ? 0 : out->loops[out->pick].first, last = out->pick < 0 ? code->count - 1 : out->loops[out->pick].last;
     for (int i = first; i <= last; i++) out->bytes += code->bytes[i];
+}
+
+int isa_least_access(const isa *code, const hot_loop *h) {
+    const gpu_rates any = {.family = ""};
+    int first = h->pick < 0 ? 0 : h->loops[h->pick].first, last = h->pick < 0 ? code->count - 1 : h->loops[h->pick].last, least = 0;
+    for (int i = first; i <= last; i++) {
+        mix m = {0};
+        if (isa_label(code->line[i]) < 0) isa_classify(code->line[i], &any, code->wave, &m);
+        if (m.memory > 0 && (!least || m.memory_bytes < least)) least = (int)m.memory_bytes;
+    }
+    return least;
+}
+
+hot_loop hot_loop_whole(const hot_loop *h, double steps, double after) {
+    hot_loop w = *h;
+    w.pick = -1;
+    w.total = w.whole;
+    for (int k = 0; k < w.count; k++) {
+        if (w.loops[k].parent >= 0) continue;
+        w.loops[k].trips = k == h->pick ? steps : h->pick >= 0 && w.loops[k].first > h->loops[h->pick].last ? after : 1;
+        mix_add(&w.total, &w.loops[k].total, w.loops[k].trips);
+    }
+    return w;
 }

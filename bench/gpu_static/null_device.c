@@ -61,7 +61,12 @@ null_device *null_device_open(void) {
     uint32_t count = 1;
     g->instance = vulkan_instance_get();
     g->subgroup_control = true;
-    g->limits = (gpu_limits){.offset_alignment = 16, .range_bytes = UINT32_MAX, .allocation_bytes = UINT32_MAX, .shared_bytes = 65536};
+    g->limits = (gpu_limits){.offset_alignment = 16,
+                             .range_bytes = UINT32_MAX,
+                             .allocation_bytes = UINT32_MAX,
+                             .shared_bytes = 65536,
+                             .group_threads = 1024,
+                             .groups = {65535, 65535, 65535}};
     if (gpu_list(&g->info, 1) > 0 && g->instance->vkEnumeratePhysicalDevices(g->instance->handle, &count, &g->physical) >= VK_SUCCESS &&
         device_create(g) == VK_SUCCESS) {
         vulkan_load_device(g->instance, g->device, &g->vk);

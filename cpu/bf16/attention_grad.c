@@ -56,12 +56,12 @@ static job job_of(const cpu_attention *a, void *scratch) {
 /* OTHERS queries: lse and delta. Behind the last one an lse that makes p nothing. */
 static void rows_prepare(const job *j, int64_t image, int64_t head, int64_t first) {
     const cpu_attention *a = j->a;
-    tokens o = tokens_of(a, a->o, a->tq, image, head), dout = tokens_of(a, a->dout, a->tq, image, head);
+    tokens o = tokens_of(a, a->o, a->o_type, a->tq, image, head), dout = tokens_of(a, a->dout, a->dout_type, a->tq, image, head);
     for (int64_t t = first; t < first + OTHERS; t++) {
         vec sum = vec_splat(0);
         for (int64_t i = 0; t < a->tq && i < a->width; i += 16) {
             int64_t count = least(a->width - i, 16);
-            sum += vec_load_first(o.data + t * o.pitch + i, count) * vec_load_first(dout.data + t * o.pitch + i, count);
+            sum += bf16_load_first(o.data, o.type, t * o.pitch + i, count) * bf16_load_first(dout.data, dout.type, t * o.pitch + i, count);
         }
         j->delta[head * j->size.queries + t] = _mm512_reduce_add_ps((__m512)sum);
         j->lse[head * j->size.queries + t] = t < a->tq ? a->lse[(image * a->heads + head) * a->tq + t] * LOG2_E : 1e30f;
@@ -95,10 +95,11 @@ INLINE void weights_update(const cpu_attention *a, workspace *w, const bool by_q
     }
 }
 
-static void rows_store(const cpu_attention *a, const float *sums, float scale, const tokens *to, float *out, int64_t first, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++, sums += round_up(a->width, PANEL))
+/* To a gradient, from element `first` on, one row for each token. */
+static void rows_store(const cpu_attention *a, const float *sums, float scale, void *out, dtype type, int64_t first, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++, first += a->heads * a->width, sums += round_up(a->width, PANEL))
         for (int64_t i = 0; i < a->width; i += 16)
-            _mm512_mask_storeu_ps(out + (first + r) * to->pitch + i, lanes_between(0, a->width - i), (__m512)(vec_load(sums + i) * scale));
+            bf16_store(out, type, first + i, lanes_between(0, a->width - i), vec_load(sums + i) * scale);
 }
 
 /* ---- dq ---- */
@@ -106,7 +107,7 @@ static void rows_store(const cpu_attention *a, const float *sums, float scale, c
 static void keys_pack(const job *j, int64_t image, int64_t head, int64_t first) {
     const cpu_attention *a = j->a;
     bf16 *packed = j->packed + head * PACKS * j->size.packed;
-    tokens k = tokens_of(a, a->k, a->tk, image, head), v = tokens_of(a, a->v, a->tk, image, head);
+    tokens k = tokens_of(a, a->k, a->k_type, a->tk, image, head), v = tokens_of(a, a->v, a->v_type, a->tk, image, head);
     pack_columns(&k, first, packed);
     pack_columns(&v, first, packed + j->size.packed);
     pack_rows(&k, first, packed + 2 * j->size.packed);
@@ -121,16 +122,18 @@ static void queries_run(const job *j, int64_t image, int64_t head, int64_t query
     bf16 *left = (bf16 *)(void *)(sums + j->size.sums), *left_dout = left + j->size.left;
     int64_t rows = least(a->tq - query, ROWS), steps = width_steps(a);
     int row_tiles = rows > SIDE ? 2 : 1;
-    tokens q = tokens_of(a, a->q, a->tq, image, head), dout = tokens_of(a, a->dout, a->tq, image, head);
+    tokens q = tokens_of(a, a->q, a->q_type, a->tq, image, head), dout = tokens_of(a, a->dout, a->dout_type, a->tq, image, head);
     pack_left(&q, query, left);
     pack_left(&dout, query, left_dout);
+    const bf16_left queries = {left, j->offsets, STEP, true}, douts = {left_dout, j->offsets, STEP, true},
+                    ds = {w->ds, j->offsets, STEP, true};
     for (int64_t key = 0; key < a->tk; key += OTHERS) {
-        score_block(row_tiles, left, j->offsets, steps, packed, key, w->scores);
-        score_block(row_tiles, left_dout, j->offsets, steps, packed + j->size.packed, key, w->slopes);
+        score_block(row_tiles, &queries, steps, packed, key, w->scores, NULL);
+        score_block(row_tiles, &douts, steps, packed + j->size.packed, key, w->slopes, NULL);
         weights_update(a, w, true, query, key, lse, delta);
-        sum_block(row_tiles, w->ds, j->offsets, packed + 2 * j->size.packed, key, a->tk, a->width, sums, key > 0);
+        sum_block(row_tiles, &ds, packed + 2 * j->size.packed, key, a->tk, a->width, sums, key > 0, NULL);
     }
-    rows_store(a, sums, a->scale, &q, a->dq + (image * a->tq * a->heads + head) * a->width, query, rows);
+    rows_store(a, sums, a->scale, a->dq, a->dq_type, ((image * a->tq + query) * a->heads + head) * a->width, rows);
 }
 
 /* ---- dk, dv ---- */
@@ -138,7 +141,7 @@ static void queries_run(const job *j, int64_t image, int64_t head, int64_t query
 static void queries_pack(const job *j, int64_t image, int64_t head, int64_t first) {
     const cpu_attention *a = j->a;
     bf16 *packed = j->packed + head * PACKS * j->size.packed;
-    tokens q = tokens_of(a, a->q, a->tq, image, head), dout = tokens_of(a, a->dout, a->tq, image, head);
+    tokens q = tokens_of(a, a->q, a->q_type, a->tq, image, head), dout = tokens_of(a, a->dout, a->dout_type, a->tq, image, head);
     pack_columns(&q, first, packed);
     pack_columns(&dout, first, packed + j->size.packed);
     pack_rows(&q, first, packed + 2 * j->size.packed);
@@ -154,19 +157,21 @@ static void keys_run(const job *j, int64_t image, int64_t head, int64_t key, voi
     bf16 *left = (bf16 *)(void *)(sums_v + j->size.sums), *left_v = left + j->size.left;
     int64_t rows = least(a->tk - key, ROWS), steps = width_steps(a);
     int row_tiles = rows > SIDE ? 2 : 1;
-    tokens k = tokens_of(a, a->k, a->tk, image, head), v = tokens_of(a, a->v, a->tk, image, head);
+    tokens k = tokens_of(a, a->k, a->k_type, a->tk, image, head), v = tokens_of(a, a->v, a->v_type, a->tk, image, head);
     pack_left(&k, key, left);
     pack_left(&v, key, left_v);
+    const bf16_left keys = {left, j->offsets, STEP, true}, values = {left_v, j->offsets, STEP, true};
+    const bf16_left ds = {w->ds, j->offsets, STEP, true}, p = {w->p, j->offsets, STEP, true};
     for (int64_t query = 0; query < a->tq; query += OTHERS) {
-        score_block(row_tiles, left, j->offsets, steps, packed, query, w->scores);
-        score_block(row_tiles, left_v, j->offsets, steps, packed + j->size.packed, query, w->slopes);
+        score_block(row_tiles, &keys, steps, packed, query, w->scores, NULL);
+        score_block(row_tiles, &values, steps, packed + j->size.packed, query, w->slopes, NULL);
         weights_update(a, w, false, key, query, lse + query, delta + query);
-        sum_block(row_tiles, w->ds, j->offsets, packed + 2 * j->size.packed, query, a->tq, a->width, sums, query > 0);
-        sum_block(row_tiles, w->p, j->offsets, packed + 3 * j->size.packed, query, a->tq, a->width, sums_v, query > 0);
+        sum_block(row_tiles, &ds, packed + 2 * j->size.packed, query, a->tq, a->width, sums, query > 0, NULL);
+        sum_block(row_tiles, &p, packed + 3 * j->size.packed, query, a->tq, a->width, sums_v, query > 0, NULL);
     }
-    int64_t at = (image * a->tk * a->heads + head) * a->width;
-    rows_store(a, sums, a->scale, &k, a->dk + at, key, rows);
-    rows_store(a, sums_v, 1, &v, a->dv + at, key, rows);
+    int64_t at = ((image * a->tk + key) * a->heads + head) * a->width;
+    rows_store(a, sums, a->scale, a->dk, a->dk_type, at, rows);
+    rows_store(a, sums_v, 1, a->dv, a->dv_type, at, rows);
 }
 
 size_t bf16_attention_grad_scratch(const cpu_attention *a, int threads) {

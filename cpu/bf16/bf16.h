@@ -43,6 +43,25 @@ INLINE __m512i bf16_load_floats(const float *p, int64_t count) {
     if (count == STEP) return bf16_join(vec_load(p), vec_load(p + 16));
     return bf16_join(vec_load_first(p, least(count, 16)), count > 16 ? vec_load_first(p + 16, count - 16) : vec_splat(0));
 }
+/* The same from activations, fp32 or bf16. */
+INLINE __m512i bf16_load(const void *data, const dtype type, int64_t at, int64_t count) {
+    if (type != DTYPE_BF16) return bf16_load_floats((const float *)data + at, count);
+    const bf16 *p = (const bf16 *)data + at;
+    return count == STEP ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(0xffffffffu >> (STEP - count), p);
+}
+/* The first count (1..16) of them as bf16's values. */
+INLINE vec bf16_load_first(const void *data, const dtype type, int64_t at, int64_t count) {
+    __mmask16 mask = (__mmask16)(0xffffu >> (16 - count));
+    __m256i stored = type == DTYPE_BF16 ? _mm256_maskz_loadu_epi16(mask, (const bf16 *)data + at)
+                                        : (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, (const float *)data + at));
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16);
+}
+INLINE void bf16_store(void *data, const dtype type, int64_t at, __mmask16 mask, vec v) {
+    if (type == DTYPE_BF16)
+        _mm256_mask_storeu_epi16((bf16 *)data + at, mask, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    else
+        _mm512_mask_storeu_ps((float *)data + at, mask, (__m512)v);
+}
 
 /* ---- tile.c ---- */
 
@@ -52,10 +71,37 @@ INLINE __m512i bf16_load_floats(const float *p, int64_t count) {
 /* Around blocks, in every thread. */
 void bf16_begin(void);
 void bf16_end(void);
-/* c [row_tiles * SIDE, column_tiles * SIDE] (+)= the sum over steps; row and column tiles 1 or 2. Step s of the left operand: a +
-   offsets[s]; of the right: b + s * b_step, its tiles TILE_SIZE apart. */
-void bf16_block(int row_tiles, int column_tiles, int64_t steps, const bf16 *a, const int64_t *offsets, const bf16 *b, int64_t b_step,
-                float *c, int64_t ldc, bool add);
+/* A left operand: row i of step s begins at data + offsets[s] + i * pitch. */
+typedef struct bf16_left {
+    const bf16 *data;
+    const int64_t *offsets;
+    int64_t pitch;
+    bool stays; /* in the L1 cache, and the right operand passes by; else the other way round */
+} bf16_left;
+/* Parts [first, end) of some work that vector units and memory do meanwhile: run(work, ...) for all of them in order. */
+typedef struct bf16_aside {
+    void (*run)(const void *work, int64_t first, int64_t end);
+    const void *work;
+    int64_t first, end;
+} bf16_aside;
+/* c [row_tiles * SIDE, column_tiles * SIDE] (+)= the sum over steps; row and column tiles 1 or 2. Step s of the right operand is at
+   b + s * b_step, its tiles TILE_SIZE apart. aside: or NULL. */
+void bf16_block(int row_tiles, int column_tiles, int64_t steps, const bf16_left *a, const bf16 *b, int64_t b_step, float *c, int64_t ldc,
+                bool add, const bf16_aside *aside);
+
+/* The same for whole panels of columns, c [row_tiles * SIDE, panels * PANEL]; panel j of b at b + j * steps * PANEL_STEP. */
+#define bf16_panels CPU_NAMED(cpu_bf16_panels)
+void bf16_panels(int row_tiles, int64_t panels, int64_t steps, const bf16_left *a, const bf16 *b, float *c, int64_t ldc,
+                 const bf16_aside *aside);
+/* Part i of `count` of some work; of none where there is none. */
+INLINE bf16_aside bf16_aside_part(const bf16_aside *a, int64_t i, int64_t count) {
+    if (!a) return (bf16_aside){0};
+    int64_t all = a->end - a->first;
+    return (bf16_aside){a->run, a->work, a->first + all * i / count, a->first + all * (i + 1) / count};
+}
+INLINE void bf16_aside_run(const bf16_aside *a) {
+    if (a->first < a->end) a->run(a->work, a->first, a->end);
+}
 
 /* ---- pixels.c ---- */
 
@@ -115,12 +161,29 @@ typedef struct bf16_right {
    behind the last column. */
 void bf16_panel(const bf16_right *b, int64_t k, int64_t column, bf16 *out);
 
-/* ---- gemm.c, attention.c, attention_grad.c ---- */
+/* ---- pack.c: weights once and for all ---- */
+
+#define bf16_pack_bytes CPU_NAMED(cpu_bf16_pack_bytes)
+#define bf16_pack CPU_NAMED(cpu_bf16_pack)
+#define bf16_turn CPU_NAMED(cpu_bf16_turn)
+/* [panel of outputs][tap][step of inputs][PANEL_STEP]: panels of the forward product, as it sums over them. */
+size_t bf16_pack_bytes(const cpu_weights *w);
+void bf16_pack(const cpu_weights *w, void *out);
+/* One of these pieces, PANEL outputs by STEP inputs, as a step of a panel of the backward product: PANEL inputs, STEP outputs. */
+void bf16_turn(const bf16 *piece, bf16 *out);
+
+/* ---- gemm.c, weight_grad.c, attention.c, attention_grad.c ---- */
 
 #define bf16_gemm_scratch CPU_NAMED(cpu_bf16_gemm_scratch)
 #define bf16_gemm_run CPU_NAMED(cpu_bf16_gemm_run)
 size_t bf16_gemm_scratch(const cpu_gemm *g, int threads);
 void bf16_gemm_run(const cpu_gemm *g, int threads, void *scratch);
+
+#define bf16_weight_grad_scratch CPU_NAMED(cpu_bf16_weight_grad_scratch)
+#define bf16_weight_grad_run CPU_NAMED(cpu_bf16_weight_grad_run)
+/* Of linear layers. */
+size_t bf16_weight_grad_scratch(const cpu_weight_grad *g, int threads);
+void bf16_weight_grad_run(const cpu_weight_grad *g, int threads, void *scratch);
 
 #define bf16_attention_scratch CPU_NAMED(cpu_bf16_attention_scratch)
 #define bf16_attention_run CPU_NAMED(cpu_bf16_attention_run)

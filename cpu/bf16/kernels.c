@@ -27,6 +27,17 @@ static void gemm(const cpu_gemm *g, int threads, void *scratch) {
         CPU_AVX512(cpu_gemm_run)(g, threads, scratch);
 }
 
+static size_t weight_grad_scratch(const cpu_weight_grad *g, int threads) {
+    return g->bf16 && !g->gather ? bf16_weight_grad_scratch(g, threads) : CPU_AVX512(cpu_weight_grad_scratch)(g, threads);
+}
+
+static void weight_grad(const cpu_weight_grad *g, int threads, void *scratch) {
+    if (g->bf16 && !g->gather)
+        bf16_weight_grad_run(g, threads, scratch);
+    else
+        CPU_AVX512(cpu_weight_grad_run)(g, threads, scratch);
+}
+
 static size_t attention_scratch(const cpu_attention *a, int threads) {
     return a->bf16 ? bf16_attention_scratch(a, threads) : CPU_AVX512(cpu_attention_scratch)(a, threads);
 }
@@ -61,11 +72,15 @@ static bool winograd_serves(const cpu_gemm *g) {
 
 extern const cpu_kernels CPU_NAMED(cpu_kernels);
 const cpu_kernels CPU_NAMED(cpu_kernels) = {.name = CPU_TEXT(CPU_ISA),
+                                            .fp32 = "avx512",
                                             .bf16 = true,
+                                            .narrow = gemm_serves,
+                                            .pack_bytes = bf16_pack_bytes,
+                                            .pack = bf16_pack,
                                             .gemm_scratch = gemm_scratch,
                                             .gemm = gemm,
-                                            .weight_grad_scratch = CPU_AVX512(cpu_weight_grad_scratch),
-                                            .weight_grad = CPU_AVX512(cpu_weight_grad_run),
+                                            .weight_grad_scratch = weight_grad_scratch,
+                                            .weight_grad = weight_grad,
                                             .winograd_serves = winograd_serves,
                                             .winograd_scratch = CPU_AVX512(cpu_winograd_scratch),
                                             .winograd = CPU_AVX512(cpu_winograd_run),

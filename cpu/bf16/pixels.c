@@ -70,20 +70,33 @@ int bf16_layout_taps(const cpu_gemm *g, const bf16_layout *l, int py, int px, bf
     return count;
 }
 
-static void slot_pack(const cpu_gemm *g, const bf16_layout *l, const float *source, bf16 *slot) {
+/* Row `row` of A, or with -1 zeros. */
+INLINE void slot_pack_as(const cpu_gemm *g, const dtype type, const bf16_layout *l, int64_t row, bf16 *slot) {
+    int64_t at = row * g->lda;
     for (int64_t k = 0; k < g->k; k += STEP, slot += l->plane)
-        _mm512_storeu_si512(slot, source ? bf16_load_floats(source + k, least(g->k - k, STEP)) : _mm512_setzero_si512());
+        _mm512_storeu_si512(slot, row < 0 ? _mm512_setzero_si512() : bf16_load(g->a, type, at + k, least(g->k - k, STEP)));
+}
+
+static void slot_pack(const cpu_gemm *g, const bf16_layout *l, int64_t row, bf16 *slot) {
+    if (g->a_type == DTYPE_BF16)
+        slot_pack_as(g, DTYPE_BF16, l, row, slot);
+    else
+        slot_pack_as(g, DTYPE_F32, l, row, slot);
 }
 
 void bf16_layout_pack(const cpu_gemm *g, const bf16_layout *l, int64_t first, int64_t i, bf16 *planes) {
     int64_t line = first + i, image = line / l->y.pitch;
+    if (!g->gather) {
+        slot_pack(g, l, line < l->lines ? line : -1, planes + i * STEP);
+        return;
+    }
     for (int phase = 0; phase < l->y.step * l->x.step; phase++) {
         bf16 *slot = planes + (phase * l->phase_slots + i * l->x.pitch) * STEP;
         int64_t y = line % l->y.pitch * l->y.step + phase / l->x.step - l->y.before;
         bool inside = line < l->lines && y >= 0 && y < l->y.source;
         for (int64_t cell = 0; cell < l->x.pitch; cell++, slot += STEP) {
             int64_t x = cell * l->x.step + phase % l->x.step - l->x.before, row = (image * l->y.source + y) * l->x.source + x;
-            slot_pack(g, l, inside && x >= 0 && x < l->x.source ? g->a + row * g->lda : NULL, slot);
+            slot_pack(g, l, inside && x >= 0 && x < l->x.source ? row : -1, slot);
         }
     }
 }

@@ -3,10 +3,8 @@
 
 /* STEP stored elements, of which `count` are there, as bf16. */
 INLINE __m512i load_step(const bf16_right *b, const dtype type, int64_t at, int64_t count) {
-    if (type == DTYPE_F32) return bf16_load_floats((const float *)b->data + at, count);
-    const uint16_t *p = (const uint16_t *)b->data + at;
-    __m512i stored = count == STEP ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((__mmask32)(0xffffffffu >> (STEP - count)), p);
-    if (type == DTYPE_BF16) return stored;
+    __m512i stored = bf16_load(b->data, type == DTYPE_F16 ? DTYPE_BF16 : type, at, count);
+    if (type != DTYPE_F16) return stored;
     return bf16_join((vec)_mm512_cvtph_ps(_mm512_castsi512_si256(stored)), (vec)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(stored, 1)));
 }
 

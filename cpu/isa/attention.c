@@ -151,11 +151,11 @@ static void task_run(const cpu_attention *a, const plan *p, int64_t task, float 
     for (int64_t i = 0; i < panels; i++)
         for (int j = 0; j < TILE_VECTORS; j++) state[i].most[j] = vec_splat(-INFINITY), state[i].total[j] = vec_splat(0);
     for (int64_t i = 0; i < panels * p->panel; i++) q[i] = o[i] = 0;
-    copy_to_panels(q, a->q + (n * a->tq + first) * ld + h * width, ld, count, width, a->scale);
+    copy_to_panels(q, (const float *)a->q + (n * a->tq + first) * ld + h * width, ld, count, width, a->scale);
     for (int64_t key = 0; key < shown; key += p->keys) {
         int64_t k_count = least(p->keys, shown - key), from = (n * a->tk + key) * ld + h * width;
-        copy_rows(keys, a->k + from, ld, k_count, width);
-        copy_rows(values, a->v + from, ld, k_count, width);
+        copy_rows(keys, (const float *)a->k + from, ld, k_count, width);
+        copy_rows(values, (const float *)a->v + from, ld, k_count, width);
         for (int64_t i = 0; i < panels; i++) {
             int64_t ahead = a->causal ? first + i * TILE_COLUMNS - key : a->tk;
             if (ahead + TILE_COLUMNS > 0)
@@ -164,8 +164,8 @@ static void task_run(const cpu_attention *a, const plan *p, int64_t task, float 
     }
     for (int64_t i = 0; i < panels; i++) {
         int64_t t = first + i * TILE_COLUMNS;
-        panel_write(a, &state[i], least(TILE_COLUMNS, first + count - t), o + i * p->panel, a->o + (n * a->tq + t) * ld + h * width,
-                    a->lse + (n * a->heads + h) * a->tq + t);
+        panel_write(a, &state[i], least(TILE_COLUMNS, first + count - t), o + i * p->panel,
+                    (float *)a->o + (n * a->tq + t) * ld + h * width, a->lse + (n * a->heads + h) * a->tq + t);
     }
 }
 
@@ -175,9 +175,7 @@ void isa_attention_run(const cpu_attention *a, int threads, void *scratch) {
 #pragma omp parallel num_threads(threads) if (tasks > 1 && threads > 1)
     {
         float *memory = (float *)scratch + omp_get_thread_num() * p.thread;
-        unsigned before = tiny_to_zero();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) task_run(a, &p, task, memory);
-        tiny_restore(before);
     }
 }

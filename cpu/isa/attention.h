@@ -108,12 +108,4 @@ INLINE void tile_sum(vec sum[TILE_ROWS][MOST_VECTORS], const int rows, const int
     }
 }
 
-/* The processor's handling of numbers below 1e-38, slow in tiny probabilities: treats them as zero until tiny_restore. */
-INLINE unsigned tiny_to_zero(void) {
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* flush to zero, denormals are zero */
-    return before;
-}
-INLINE void tiny_restore(unsigned before) { _mm_setcsr(before); }
-
 #endif

@@ -223,7 +223,18 @@ typedef struct head {
 static head head_open(const cpu_attention *a, const plan *p, int64_t index, int64_t key_span, int64_t query_span, float *partials) {
     int64_t n = index / a->heads, h = index % a->heads, ld = a->heads * a->width;
     int64_t q = n * a->tq * ld + h * a->width, k = n * a->tk * ld + h * a->width;
-    head x = {a->q + q, a->k + k, a->v + k, a->o + q, a->dout + q, a->lse + index * a->tq, a->dq + q, a->dk + k, a->dv + k, ld, ld, ld};
+    head x = {(const float *)a->q + q,
+              (const float *)a->k + k,
+              (const float *)a->v + k,
+              (const float *)a->o + q,
+              (const float *)a->dout + q,
+              a->lse + index * a->tq,
+              (float *)a->dq + q,
+              (float *)a->dk + k,
+              (float *)a->dv + k,
+              ld,
+              ld,
+              ld};
     if (p->key_spans > 1) {
         x.dq = partials + key_span * p->partial_dq + index * a->tq * a->width;
         x.ld_dq = a->width;
@@ -332,7 +343,6 @@ void isa_attention_grad_run(const cpu_attention *a, int threads, void *scratch) 
     {
         work w;
         work_divide(&w, a, &p, partials + p.partials + omp_get_thread_num() * floats);
-        unsigned before = tiny_to_zero();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) task_run(a, &p, task, partials, &w);
         if (p.key_spans > 1) {
@@ -346,6 +356,5 @@ void isa_attention_grad_run(const cpu_attention *a, int threads, void *scratch) 
                 token_reduce(a, a->dv, t, a->tk, partial_dk + p.partial_dk, p.query_spans, 2 * p.partial_dk);
             }
         }
-        tiny_restore(before);
     }
 }

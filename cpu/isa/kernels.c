@@ -3,6 +3,7 @@
 
 extern const cpu_kernels CPU_NAMED(cpu_kernels);
 const cpu_kernels CPU_NAMED(cpu_kernels) = {.name = CPU_TEXT(CPU_ISA),
+                                            .fp32 = CPU_TEXT(CPU_ISA),
                                             .gemm_scratch = isa_gemm_scratch,
                                             .gemm = isa_gemm_run,
                                             .weight_grad_scratch = isa_weight_grad_scratch,

@@ -41,7 +41,7 @@ static bool gather(const cpu_weight_grad *g, int tap, int64_t first, int64_t cou
     if (g->gather) pixels_list(g->gather, first, count, w->pixels);
     for (int64_t p = 0; p < count; p++) {
         int64_t row = g->gather ? pixel_sees(g->gather, &w->pixels[p], tap / g->gather->kernel, tap % g->gather->kernel) : first + p;
-        const float *x = g->x + row * g->inputs + column;
+        const float *x = (const float *)g->x + row * g->inputs + column;
         any |= row >= 0;
         for (int64_t j = 0; j < columns; j += LANES) {
             vec v = row < 0 ? vec_splat(0) : columns - j >= LANES ? vec_load(x + j) : vec_load_part(x, DTYPE_F32, j, (int)(columns - j));
@@ -64,11 +64,11 @@ static void run_task(const cpu_weight_grad *g, const blocking *by, int64_t task,
     bool started = false;
     for (int64_t first = 0; first < g->rows; first += PIECE) {
         int64_t count = least(PIECE, g->rows - first);
-        for (int64_t p = first; p < first + count; p++) prefetch(g->dy + p * g->outputs + output, outputs);
+        for (int64_t p = first; p < first + count; p++) prefetch((const float *)g->dy + p * g->outputs + output, outputs);
         if (!gather(g, tap, first, count, column, columns, w)) continue;
         for (int64_t i = 0; i < outputs; i += TILE_ROWS)
-            isa_tile_columns_run((int)least(TILE_ROWS, outputs - i), vectors, count, g->dy + first * g->outputs + output + i, g->outputs,
-                                 w->panel, TILE_COLUMNS, w->sums + i * TILE_COLUMNS, TILE_COLUMNS, started);
+            isa_tile_columns_run((int)least(TILE_ROWS, outputs - i), vectors, count, (const float *)g->dy + first * g->outputs + output + i,
+                                 g->outputs, w->panel, TILE_COLUMNS, w->sums + i * TILE_COLUMNS, TILE_COLUMNS, started);
         started = true;
     }
     for (int64_t i = 0; started && i < outputs; i++)

@@ -108,7 +108,7 @@ INLINE void source_find(const cpu_gemm *g, const layout *l, int64_t tile, const 
     for (int64_t i = 0; i < PLANES; i++) {
         int64_t y = top + i / TILE_IN, x = left + i % TILE_IN;
         bool inside = y >= 0 && y < s->height && x >= 0 && x < s->width;
-        pixel[i] = inside ? g->a + ((image * s->height + y) * s->width + x) * g->lda : zeros;
+        pixel[i] = inside ? (const float *)g->a + ((image * s->height + y) * s->width + x) * g->lda : zeros;
     }
 }
 
@@ -192,7 +192,7 @@ static void result_store(const cpu_gemm *g, const layout *l, int64_t tile, int64
     int64_t height = at_most(s->height - top, TILE_OUT), width = at_most(s->width - left, TILE_OUT), ldc = g->n, row = s->width * ldc;
     int64_t at = ((image * s->height + top) * s->width + left) * ldc + n;
     const float *residual = g->residual ? g->residual + at : NULL;
-    float *c = g->c + at;
+    float *c = (float *)g->c + at;
     vec d[TILE_OUT][TILE_IN], out[TILE_OUT], offset = vec_splat(0), scale = vec_splat(g->scale);
     UNROLL for (int x = 0; x < TILE_IN; x++) {
         vec in[TILE_IN];

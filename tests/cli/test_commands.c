@@ -193,6 +193,14 @@ static void training_and_a_picture_on_vulkan(void **state) {
         program_result_free(&r);
     }
     assert_true(file_exists("out/vulkan.safetensors") && file_exists("out/vulkan.png"));
+    program_result bench = program_run(
+        VULORA_PROGRAM, "bench --model model.safetensors --part unet --resolution 64x64 --repeats 1 --device llvmpipe --json", &patient);
+    json_t *root = json_loads(bench.out, 0, NULL);
+    json_int_t dispatches = json_integer_value(json_object_get(root, "dispatches"));
+    assert_true(dispatches > 100 && json_integer_value(json_object_get(root, "barriers")) < dispatches);
+    assert_true(json_integer_value(json_object_get(root, "submissions")) > 0);
+    json_decref(root);
+    program_result_free(&bench);
 }
 
 static void probes_write_what_the_table_says(void **state) {
@@ -235,6 +243,7 @@ static void bench_reports(void **state) {
         assert_int_equal(json_integer_value(json_array_get(json_object_get(root, "resolution"), 1)), 72);
         assert_int_equal(json_integer_value(json_object_get(root, "threads")), 1);
         assert_int_equal(json_integer_value(json_object_get(root, "device_bytes")), 0);
+        assert_null(json_object_get(root, "dispatches"));
         assert_true(json_real_value(json_object_get(root, "median_s")) > 0 &&
                     json_integer_value(json_object_get(root, "peak_rss_bytes")) > 1000000);
         json_decref(root);

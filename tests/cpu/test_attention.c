@@ -50,12 +50,13 @@ static float *random_values(int64_t n, float size, uint64_t *state) {
 /* One query of one head: probabilities and what follows from them, in double precision. */
 static void expect_query(trial *t, int64_t n, int64_t h, int64_t i, double *p) {
     const cpu_attention *a = &t->a;
+    const float *qs = t->input[0], *ks = t->input[1], *vs = t->input[2], *dout = t->input[3];
     int64_t ld = a->heads * a->width, q = (n * a->tq + i) * ld + h * a->width, shown = a->causal && i + 1 < a->tk ? i + 1 : a->tk;
     double most = -INFINITY, sum = 0, delta = 0;
     for (int64_t j = 0; j < shown; j++) {
         int64_t k = (n * a->tk + j) * ld + h * a->width;
         p[j] = 0;
-        for (int64_t c = 0; c < a->width; c++) p[j] += (double)a->q[q + c] * a->k[k + c];
+        for (int64_t c = 0; c < a->width; c++) p[j] += (double)qs[q + c] * ks[k + c];
         p[j] *= (double)a->scale;
         most = fmax(most, p[j]);
     }
@@ -65,19 +66,19 @@ static void expect_query(trial *t, int64_t n, int64_t h, int64_t i, double *p) {
         p[j] /= sum;
         for (int64_t c = 0; c < a->width; c++) {
             int64_t v = (n * a->tk + j) * ld + h * a->width + c;
-            t->expected[0][q + c] += p[j] * a->v[v];
-            t->expected[4][v] += p[j] * a->dout[q + c];
+            t->expected[0][q + c] += p[j] * vs[v];
+            t->expected[4][v] += p[j] * dout[q + c];
         }
     }
-    for (int64_t c = 0; c < a->width; c++) delta += a->dout[q + c] * t->expected[0][q + c];
+    for (int64_t c = 0; c < a->width; c++) delta += dout[q + c] * t->expected[0][q + c];
     for (int64_t j = 0; j < shown; j++) {
         int64_t k = (n * a->tk + j) * ld + h * a->width;
         double ds = 0;
-        for (int64_t c = 0; c < a->width; c++) ds += (double)a->dout[q + c] * a->v[k + c];
+        for (int64_t c = 0; c < a->width; c++) ds += (double)dout[q + c] * vs[k + c];
         ds = p[j] * (ds - delta) * (double)a->scale;
         for (int64_t c = 0; c < a->width; c++) {
-            t->expected[2][q + c] += ds * a->k[k + c];
-            t->expected[3][k + c] += ds * a->q[q + c];
+            t->expected[2][q + c] += ds * ks[k + c];
+            t->expected[3][k + c] += ds * qs[q + c];
         }
     }
 }

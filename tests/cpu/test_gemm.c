@@ -180,7 +180,8 @@ static double weight_expect(const cpu_gemm *g, const float *dy, const float *x, 
 }
 
 static void weight_run(const cpu_kernels *kernels, const cpu_gemm *g, const float *dy, const float *x, int threads, float *dw) {
-    cpu_weight_grad w = {g->m, g->n, g->k, g->taps, g->gather, dy, x, dw, g->scale};
+    cpu_weight_grad w = {
+        .rows = g->m, .outputs = g->n, .inputs = g->k, .taps = g->taps, .gather = g->gather, .dy = dy, .x = x, .dw = dw, .scale = g->scale};
     size_t bytes = kernels->weight_grad_scratch(&w, threads);
     float *scratch = memory_try_aligned(bytes), *before = noise_new(g->taps * g->n * g->k, 6);
     assert_non_null(scratch);

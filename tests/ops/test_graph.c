@@ -139,9 +139,10 @@ static void net_write(net *n) {
 
 static void net_plan(net *n) {
     error err;
-    size_t measured;
+    plan_size measured;
     if (!plan_measure(n->tape, &measured, &err) || !(n->plan = plan_create(n->tape, &err))) fail_msg("%s", err.text);
-    assert_int_equal(measured, plan_arena_bytes(n->plan));
+    assert_int_equal(measured.arena, plan_arena_bytes(n->plan));
+    assert_true(measured.live <= measured.arena && measured.live > measured.arena / 2);
     if (!poison_temporaries(n->device, n->tape, &err)) fail_msg("%s", err.text);
     net_write(n);
 }
@@ -316,6 +317,113 @@ static void test_sharing_changes_nothing(void **state) {
     device_close(d);
 }
 
+static int count_narrow(const net *n) {
+    int count = 0;
+    for (int i = 0; i < tape_length(n->tape); i++)
+        for (int k = 0; k < RECORD_OUTPUTS; k++) {
+            const tensor *y = tape_record(n->tape, i)->out[k];
+            count += y && y->home == TENSOR_TEMPORARY && y->type == DTYPE_BF16;
+        }
+    return count;
+}
+
+/* With every set of kernels that computes in bf16: storing in bf16 what only products read changes no bit. */
+static void test_narrowing_changes_nothing(void **state) {
+    (void)state;
+    int narrowed = 0;
+    for (int set = 0; cpu_kernels_at(set); set++) {
+        if (!cpu_kernels_at(set)->bf16) continue;
+        error err;
+        device *d = device_open("cpu", "bf16", 2, &err);
+        assert_non_null(d);
+        assert_true(device_set_kernels(d, cpu_kernels_at(set)->name, &err));
+        for (uint64_t seed = 0; seed < 60; seed++) {
+            float loss[2], *gradients[2];
+            size_t bytes = 0;
+            for (int wide = 0; wide < 2; wide++) {
+                net n;
+                d->wide = wide;
+                net_build(&n, d, seed, 10 + (int)(seed % 30), seed % 4 == 0);
+                net_plan(&n);
+                narrowed += count_narrow(&n);
+                assert_true(!wide || count_narrow(&n) == 0);
+                loss[wide] = net_run(&n);
+                gradients[wide] = net_gradients(&n);
+                bytes = net_parameters(&n) * sizeof(float);
+                net_free(&n);
+            }
+            assert_true(isfinite(loss[0]) && loss[0] == loss[1]);
+            assert_memory_equal(gradients[0], gradients[1], bytes);
+            free(gradients[0]);
+            free(gradients[1]);
+        }
+        device_close(d);
+    }
+    print_message("%d tensors in bf16\n", narrowed);
+    assert_true(narrowed > 100 || !cpu_kernels_at(0) || !cpu_kernels_at(0)->bf16);
+}
+
+static const void *source_get(void *user, void **owned, error *err) {
+    (void)owned, (void)err;
+    return user;
+}
+
+/* x w^T of a declared w, kept; *p: its plan. */
+static tensor *linear_plan(device *d, tensor *w, plan **p, tensor **x) {
+    error err;
+    tape *t = tape_create(d);
+    *x = tape_input(t, "x", DTYPE_F32, 2, (int64_t[]){50, 96});
+    tensor *y = op_linear(t, *x, w, NULL, NULL, 1);
+    tape_keep(y);
+    if (!(*p = plan_create(t, &err))) fail_msg("%s", err.text);
+    return y;
+}
+
+static float *linear_run(device *d, plan *p, tensor *x, const tensor *y) {
+    error err;
+    float *values = case_values(5, 50 * 96, 1, 0), *out = memory_new((size_t)tensor_count(y), sizeof *out);
+    if (!tensor_write(d, x, values, &err) || !plan_run(p, &err) || !tensor_read(d, y, out, &err)) fail_msg("%s", err.text);
+    free(values);
+    return out;
+}
+
+/* Weights that only products read are packed; a tape that reads them otherwise gets them as they are, and earlier plans go on. */
+static void test_packed_weights(void **state) {
+    (void)state;
+    error err;
+    device *d = device_open("cpu", cpu_kernels_at(0) && cpu_kernels_at(0)->pack ? "bf16" : "fp32", 2, &err);
+    assert_non_null(d);
+    if (!d->bf16) skip();
+    tensor_pool *pool = tensor_pool_create(d);
+    const int64_t dim[2] = {64, 96};
+    float *values = case_values(6, 64 * 96, 0.1f, 0);
+    tensor *w = tensor_pool_declare(pool, "w", DTYPE_F32, 2, dim, (constant_source){source_get, NULL, values});
+    tensor *x, *other_x;
+    plan *packed, *other;
+    tensor *y = linear_plan(d, w, &packed, &x);
+    assert_true(w->packed && d->live_bytes == plan_arena_bytes(packed) + w->bytes);
+    float *first = linear_run(d, packed, x, y);
+
+    tape *t = tape_create(d);
+    tensor *zero = tape_input(t, "zero", DTYPE_F32, 2, dim), *sum = op_add(t, w, zero);
+    tape_keep(sum);
+    other = plan_create(t, &err);
+    assert_true(other && !w->packed && plan_run(other, &err));
+    assert_memory_equal(sum->cpu, values, sizeof(float) * 64 * 96);
+    plan_free(other);
+
+    tensor *other_y = linear_plan(d, w, &other, &other_x);
+    float *again = linear_run(d, packed, x, y), *unpacked = linear_run(d, other, other_x, other_y);
+    assert_true(!w->packed);
+    assert_memory_equal(first, again, sizeof(float) * 50 * 64);
+    assert_memory_equal(first, unpacked, sizeof(float) * 50 * 64);
+    free(first), free(again), free(unpacked), free(values);
+    plan_free(packed), plan_free(other);
+    tensor_pool_free(pool);
+    assert_int_equal(d->live_bytes, 0);
+    device_close(d);
+}
+
 /* The loss with every parameter moved by step times a fixed random direction. */
 static float loss_at(net *n, float step) {
     error err;
@@ -403,7 +511,7 @@ static void test_vulkan(void **state) {
 static void test_checkpointing_saves_memory(void **state) {
     (void)state;
     device *d = open_device("cpu");
-    size_t bytes[2];
+    plan_size size[2];
     for (int checkpointing = 0; checkpointing < 2; checkpointing++) {
         error err;
         net n = {.device = d, .tape = tape_create(d), .pool = tensor_pool_create(d), .seed = 3};
@@ -417,11 +525,97 @@ static void test_checkpointing_saves_memory(void **state) {
         tensor *target = tape_input(n.tape, "target", DTYPE_F32, 4, x->dim),
                *seed = tape_input(n.tape, "seed", DTYPE_F32, 1, &(int64_t){1});
         tape_backward(n.tape, op_mse(n.tape, x, target), seed, checkpointing != 0);
-        assert_true(plan_measure(n.tape, &bytes[checkpointing], &err));
+        assert_true(plan_measure(n.tape, &size[checkpointing], &err));
         net_free(&n);
     }
-    print_message("%zu KiB, with checkpointing %zu KiB\n", bytes[0] >> 10, bytes[1] >> 10);
-    assert_true(bytes[1] * 3 < bytes[0]);
+    print_message("%zu KiB, with checkpointing %zu KiB\n", size[0].arena >> 10, size[1].arena >> 10);
+    assert_true(size[1].arena * 2 < size[0].arena);
+    device_close(d);
+}
+
+/* A chain of products with norms, activations and joins between them: of all that, only what products made is kept. */
+static void test_cheap_outputs_are_not_kept(void **state) {
+    (void)state;
+    error err;
+    enum { LAYERS = 12 };
+    device *d = open_device("cpu");
+    net n = {.device = d, .tape = tape_create(d), .pool = tensor_pool_create(d), .seed = 3};
+    tensor *x = tape_input(n.tape, "x", DTYPE_COUNT, 4, (int64_t[]){1, 32, 32, 16});
+    const size_t each = x->bytes;
+    tensor *w = tensor_pool_parameter(n.pool, "w", 2, (int64_t[]){16, 32}, &err);
+    w->grad = tensor_pool_parameter(n.pool, "dw", 2, (int64_t[]){16, 32}, &err), w->needs_grad = true;
+    x = op_linear(n.tape, op_concat(n.tape, x, x), w, NULL, NULL, 1);
+    for (int i = 0; i < LAYERS; i++) {
+        tensor *normed = op_group_norm(n.tape, x, vector(&n, 16, 1), vector(&n, 16, 0), 4, 1e-5f, true);
+        tensor *both = op_concat(n.tape, normed, op_activation(n.tape, normed, ACTIVATION_GELU));
+        x = op_linear(n.tape, op_layer_norm(n.tape, both, vector(&n, 32, 1), vector(&n, 32, 0), 1e-5f), w, NULL, x, 1);
+    }
+    tensor *target = tape_input(n.tape, "target", DTYPE_F32, 4, x->dim), *seed = tape_input(n.tape, "seed", DTYPE_F32, 1, &(int64_t){1});
+    tape_backward(n.tape, op_mse(n.tape, x, target), seed, false);
+    plan_size size;
+    assert_true(plan_measure(n.tape, &size, &err));
+    print_message("%.1f tensors for %d layers\n", (double)size.live / (double)each, LAYERS);
+    assert_true(size.live < (LAYERS + 16) * each); /* with everything kept: 6 each */
+    net_free(&n);
+    device_close(d);
+}
+
+/* ---- constants that are loaded when they are needed ---- */
+
+typedef struct shelf {
+    float values[4];
+    int gets, dones;
+    bool copied, broken;
+} shelf;
+
+static const void *shelf_get(void *user, void **owned, error *err) {
+    shelf *s = user;
+    s->gets++;
+    if (s->broken) error_set(err, "the shelf is broken");
+    if (s->broken || !s->copied) return s->broken ? NULL : s->values;
+    *owned = memory_try_aligned(sizeof s->values);
+    memcpy(*owned, s->values, sizeof s->values);
+    return *owned;
+}
+
+static void shelf_done(void *user) { ((shelf *)user)->dones++; }
+
+static void test_constants_are_loaded_by_plans(void **state) {
+    (void)state;
+    error err;
+    device *d = open_device("cpu");
+    tensor_pool *pool = tensor_pool_create(d);
+    shelf used = {.values = {1, 2, 3, 4}}, copied = {.values = {5, 6, 7, 8}, .copied = true}, other = {.gets = 0},
+          broken = {.broken = true};
+    shelf *all[] = {&used, &copied, &other, &broken};
+    tensor *c[4];
+    for (int i = 0; i < 4; i++)
+        c[i] = tensor_pool_declare(pool, "shelf", DTYPE_F32, 2, (int64_t[]){2, 2}, (constant_source){shelf_get, shelf_done, all[i]});
+    tape *t = tape_create(d);
+    tensor *sum = op_add(t, c[0], c[1]);
+    tape_keep(sum);
+    plan_size size;
+    assert_true(plan_measure(t, &size, &err));
+    assert_int_equal(size.constants, 32);
+    assert_int_equal(size.missing, 32);
+    assert_true(d->live_bytes == 0 && used.gets + copied.gets == 0);
+    plan *p = plan_create(t, &err);
+    assert_non_null(p);
+    assert_true(tensor_is_loaded(c[0]) && tensor_is_loaded(c[1]) && !tensor_is_loaded(c[2]));
+    assert_int_equal(d->live_bytes, 32 + plan_arena_bytes(p));
+    assert_true(plan_measure(t, &size, &err) && size.constants == 32 && size.missing == 0);
+    assert_true(used.gets == 1 && copied.gets == 1 && used.dones == 0 && copied.dones == 1); /* one is used where it lies */
+    float read[4];
+    assert_true(plan_run(p, &err) && tensor_read(d, sum, read, &err));
+    for (int i = 0; i < 4; i++) assert_true(read[i] == used.values[i] + copied.values[i]);
+    plan_free(p);
+    t = tape_create(d);
+    tape_keep(op_add(t, c[0], c[3]));
+    assert_null(plan_create(t, &err));
+    assert_string_equal(err.text, "the shelf is broken");
+    assert_true(used.gets == 1 && other.gets == 0);
+    tensor_pool_free(pool);
+    assert_int_equal(d->live_bytes, 0);
     device_close(d);
 }
 
@@ -443,8 +637,8 @@ static void test_first_failure_stays(void **state) {
     assert_string_equal(tape_error(t), first);
     tape_backward(t, x, y, false);
     tape_keep(NULL);
-    size_t bytes;
-    assert_false(plan_measure(t, &bytes, &err));
+    plan_size size;
+    assert_false(plan_measure(t, &size, &err));
     assert_string_equal(err.text, first);
     assert_null(plan_create(t, &err));
     assert_string_equal(err.text, first);
@@ -487,8 +681,12 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_sharing_changes_nothing),
+        cmocka_unit_test(test_narrowing_changes_nothing),
+        cmocka_unit_test(test_packed_weights),
         cmocka_unit_test(test_finite_differences),
         cmocka_unit_test(test_checkpointing_saves_memory),
+        cmocka_unit_test(test_cheap_outputs_are_not_kept),
+        cmocka_unit_test(test_constants_are_loaded_by_plans),
         cmocka_unit_test(test_first_failure_stays),
         cmocka_unit_test(test_kept_and_untouched),
         cmocka_unit_test(test_vulkan),

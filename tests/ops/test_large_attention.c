@@ -1,5 +1,5 @@
-/* The attention kernels for graphics cards, run on the software device all the same, against the CPU: heads of SD1.5 and others, keys that
-   fill blocks and that do not, several images. VULORA_TEST_GPU names another device. */
+/* The attention kernels for graphics cards, run on the software device all the same, against the CPU, with their gradients: heads of SD1.5
+   and others, tokens that fill blocks and that do not, several images. VULORA_TEST_GPU names another device. */
 #include "graph/plan.h"
 #include "ops/ops.h"
 #include "tests/support/validation.h"
@@ -18,7 +18,13 @@ typedef struct shape {
     bool halfs; /* as on a device whose multiply-adds take them */
 } shape;
 
-static const shape shapes[] = {{2, 70, 77, 2, 40, false}, {1, 65, 64, 1, 24, true}, {1, 33, 32, 1, 88, false}};
+static const shape shapes[] = {
+    {2, 70, 77, 2, 40, false}, {1, 65, 64, 1, 24, true},   {1, 33, 32, 1, 88, false},
+    {1, 64, 96, 1, 80, true},  {1, 45, 77, 1, 160, false}, {2, 530, 77, 1, 40, false} /* parts of the queries */
+};
+
+/* The result, then the gradients of q, k and v. */
+enum { RESULTS = 4 };
 
 static void check(bool ok, const error *err) {
     if (!ok) fail_msg("%s", err->text);
@@ -31,22 +37,47 @@ static tensor *constant(tensor_pool *pool, const shape *s, int64_t tokens, const
     return x;
 }
 
-/* The result on that device. */
-static float *run(device *d, const shape *s, const float *q, const float *k, const float *v) {
+typedef struct results {
+    size_t count[RESULTS];
+    float *values[RESULTS];
+} results;
+
+static results run(device *d, const shape *s) {
     error err;
     tensor_pool *pool = tensor_pool_create(d);
     tape *t = tape_create(d);
-    tensor *o = op_attention(t, constant(pool, s, s->queries, q), constant(pool, s, s->keys, k), constant(pool, s, s->keys, v),
-                             (int)s->heads, false);
+    tensor *in[3], *keep[RESULTS];
+    float *operands[3]; /* a device that computes in this type uses them as they are */
+    for (int i = 0; i < 3; i++) {
+        int64_t tokens = i == 0 ? s->queries : s->keys;
+        operands[i] = case_values((uint64_t)i + 1, (size_t)(s->images * s->heads * s->width * tokens), 2, 0);
+        in[i] = constant(pool, s, tokens, operands[i]);
+        in[i]->needs_grad = true;
+    }
+    tensor *o = op_attention(t, in[0], in[1], in[2], (int)s->heads, false);
     if (!o) fail_msg("%s", tape_error(t));
-    tape_keep(o);
+    tensor *given = tape_input(t, "gradient", DTYPE_COUNT, o->rank, o->dim);
+    tape_set_grad(o, given);
+    const record *r = tape_record(t, 0);
+    r->op->backward(t, r);
+    keep[0] = o;
+    for (int i = 0; i < 3; i++) keep[i + 1] = tape_get_grad(in[i]);
+    for (int i = 0; i < RESULTS; i++) tape_keep(keep[i]);
     plan *p = plan_create(t, &err);
     check(p != NULL, &err);
-    float *values = memory_new((size_t)tensor_count(o), sizeof *values);
-    check(plan_run(p, &err) && tensor_read(d, o, values, &err), &err);
+    float *values = case_values(4, (size_t)tensor_count(given), 1, 0);
+    check(tensor_write(d, given, values, &err) && plan_run(p, &err), &err);
+    free(values);
+    results out;
+    for (int i = 0; i < RESULTS; i++) {
+        out.count[i] = (size_t)tensor_count(keep[i]);
+        out.values[i] = memory_new(out.count[i], sizeof *values);
+        check(tensor_read(d, keep[i], out.values[i], &err), &err);
+    }
     plan_free(p);
     tensor_pool_free(pool);
-    return values;
+    for (int i = 0; i < 3; i++) free(operands[i]);
+    return out;
 }
 
 static bool launched(const gpu *g, const char *shader) {
@@ -55,20 +86,26 @@ static bool launched(const gpu *g, const char *shader) {
     return false;
 }
 
-/* Every shape, by the kernel of that name. */
+/* Every shape, by the kernels of that name. Gradients hold two roundings more. */
 static void compare_all(device *vulkan, device *cpu, const char *shader) {
+    const double most[RESULTS] = {1e-3, 1e-3, 1e-3, 1e-3};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const shape *s = &shapes[i];
         vulkan->gpu->info.mixed_fma = s->halfs;
-        size_t width = (size_t)(s->images * s->heads * s->width), count = width * (size_t)s->queries;
-        float *q = case_values(1, count, 1, 0), *k = case_values(2, width * (size_t)s->keys, 1, 0);
-        float *v = case_values(3, width * (size_t)s->keys, 1, 0);
-        float *expected = run(cpu, s, q, k, v), *got = run(vulkan, s, q, k, v);
-        double e = relative_error(got, expected, count);
-        if (!(e < 1e-3)) fail_msg("%d queries, %d keys, head %d: error %g", (int)s->queries, (int)s->keys, (int)s->width, e);
-        free(q), free(k), free(v), free(expected), free(got);
+        results expected = run(cpu, s), got = run(vulkan, s);
+        for (int k = 0; k < RESULTS; k++) {
+            double e = relative_error(got.values[k], expected.values[k], got.count[k]);
+            if (!(e < most[k]))
+                fail_msg("%d queries, %d keys, head %d, result %d: error %g", (int)s->queries, (int)s->keys, (int)s->width, k, e);
+            free(expected.values[k]), free(got.values[k]);
+        }
     }
-    assert_true(launched(vulkan->gpu, shader));
+    const char *const parts[] = {"", "_keys", "_queries"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s%s", shader, parts[i]);
+        assert_true(launched(vulkan->gpu, name));
+    }
 }
 
 static void test_kernel(const char *shader, bool matrix) {

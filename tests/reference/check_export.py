@@ -15,6 +15,7 @@ import tempfile
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from model_parts import relative
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -30,11 +31,6 @@ class Complaints(logging.Handler):
 
     def emit(self, record):
         self.texts.append(record.getMessage())
-
-
-def relative(value, expected):
-    value, expected = value.double().flatten(), expected.double().flatten()
-    return (torch.linalg.vector_norm(value - expected) / torch.linalg.vector_norm(expected)).item()
 
 
 def probe(program, part, model, adapter, inputs):

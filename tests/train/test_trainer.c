@@ -355,6 +355,22 @@ static void a_loss_out_of_bounds_stops_and_writes_nothing(void **state) {
     free(a);
 }
 
+/* Long trainings keep their state now and then, whatever becomes of them. */
+static void the_state_is_kept_by_the_clock(void **state) {
+    (void)state;
+    char *a = place_output(&here, "clock"), *folder = place_path(&here, "clock"), *kept = trainer_state_path(a);
+    training t = training_make(&here, a);
+    t.options.unet_rate = 1e30; /* fails in step 2 */
+    t.options.state_every_seconds = 1e-9;
+    training_expect(&t, TRAIN_FAILED);
+    expect_text(t.err.text, "The state of step 1 is kept; the same command with --resume goes on from there");
+    assert_true(file_exists(kept));
+    assert_int_equal(folder_count(folder), 1);
+    free(kept);
+    free(folder);
+    free(a);
+}
+
 /* Makes a weight of the model infinite. */
 static void poison(const char *path, const char *weight) {
     safetensors st;
@@ -603,6 +619,7 @@ int main(void) {
                                        cmocka_unit_test(resuming_without_a_state_is_refused),
                                        cmocka_unit_test(damaged_states_are_refused_and_left_alone),
                                        cmocka_unit_test(a_loss_out_of_bounds_stops_and_writes_nothing),
+                                       cmocka_unit_test(the_state_is_kept_by_the_clock),
                                        cmocka_unit_test(a_broken_model_is_named_at_the_first_step),
                                        cmocka_unit_test(the_memory_planned_is_the_memory_used),
                                        cmocka_unit_test(encoded_pictures_are_kept_and_bad_entries_remade),

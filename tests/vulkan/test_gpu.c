@@ -1,6 +1,8 @@
 /* The Vulkan runtime on the software device: buffers, kernels by name, barriers, the pipeline cache, failures; and the matrix kernel in
    all its modes against plain loops. VULORA_TEST_GPU names another device. */
+#include "base/file.h"
 #include "base/memory.h"
+#include "base/sha256.h"
 #include "tests/support/validation.h"
 #include "vulkan/internal.h"
 
@@ -179,7 +181,7 @@ static void record_add(gpu_recording *rec, gpu_range a, gpu_range b, gpu_range y
         float scale;
     } push = {count, scale};
     gpu_range ranges[] = {a, b, y};
-    uint32_t constants[] = {0};
+    uint32_t constants[] = {1}; /* elements a thread */
     gpu_dispatch d = {.shader = name,
                       .constants = constants,
                       .constant_count = 1,
@@ -206,10 +208,9 @@ static void run_barriers(gpu *g, int expected_barriers) {
     record_add(rec, part[0], part[0], part[2], N, 2, "add_fff"); /* 3, independent */
     record_add(rec, part[1], part[2], part[3], N, 1, "add_fff"); /* 5, waits */
     record_add(rec, part[0], part[0], part[1], N, 3, "add_fff"); /* 4, waits: the last one reads it */
-    int dispatches, barriers;
-    gpu_recording_count(rec, &dispatches, &barriers);
-    assert_int_equal(dispatches, 4);
-    assert_int_equal(barriers, expected_barriers);
+    gpu_counts counts = gpu_recording_count(rec);
+    assert_int_equal(counts.dispatches, 4);
+    assert_int_equal(counts.barriers, expected_barriers);
     check(gpu_recording_end(rec, &err), &err);
     for (int run = 0; run < 3; run++) check(gpu_run(rec, &err), &err);
     gpu_recording_free(rec);
@@ -229,10 +230,10 @@ static void test_barriers(void **state) {
 static void test_pieces(void **state) {
     NEEDS_DEVICE;
     (void)err;
-    double usual = g->flops_per_piece;
-    g->flops_per_piece = 300; /* less than two of these dispatches */
+    gpu_pace usual = g->pace;
+    g->pace = (gpu_pace){1, 1e12, 300}; /* less than two of these dispatches */
     run_barriers(g, 0);
-    g->flops_per_piece = usual;
+    g->pace = usual;
 }
 
 static void test_bad_dispatches(void **state) {
@@ -254,31 +255,86 @@ static void test_bad_dispatches(void **state) {
     gpu_buffer_free(b);
 }
 
-/* A damaged cache file is ignored and replaced. */
+/* ---- the pipeline cache ---- */
+
+/* Opens the device, runs one kernel, and closes it, which leaves a cache file. between: done while it is open; may be NULL. */
+static void one_start(int index, void (*between)(int index)) {
+    error err;
+    gpu *g = gpu_open(index, &err);
+    check(g != NULL, &err);
+    gpu_buffer *b = gpu_buffer_create(g, 64, &err);
+    gpu_recording *rec = gpu_recording_begin(g);
+    gpu_range r = {b, 0, 64};
+    record_add(rec, r, r, r, 16, 1, "add_fff");
+    if (between) between(index);
+    check(gpu_recording_end(rec, &err) && gpu_run(rec, &err), &err);
+    gpu_recording_free(rec);
+    gpu_buffer_free(b);
+    gpu_close(g);
+}
+
+static void another_start(int index) { one_start(index, NULL); }
+
+/* The one file there, under the name it has. */
+static char *cache_file(const char *folder) {
+    char command[128], line[300] = "";
+    snprintf(command, sizeof command, "ls %s/vulora/pipelines-*.bin", folder);
+    FILE *list = popen(command, "r");
+    assert_non_null(fgets(line, sizeof line, list));
+    assert_int_equal(pclose(list), 0);
+    line[strcspn(line, "\n")] = 0;
+    return memory_string(line);
+}
+
+/* Damaged ones are ignored and replaced; so are intact ones of another device, whatever their name. */
+static void spoil(const char *path, int round) {
+    size_t size;
+    error err;
+    char *text = file_read_text(path, 1 << 26, &size, &err);
+    check(text != NULL, &err);
+    assert_true(size >= GPU_DIGEST_BYTES + sizeof(VkPipelineCacheHeaderVersionOne));
+    text[GPU_DIGEST_BYTES + offsetof(VkPipelineCacheHeaderVersionOne, vendorID)] ^= 1;
+    if (round == 1) {
+        char hex[GPU_DIGEST_BYTES + 1];
+        sha256 hash;
+        sha256_init(&hash);
+        sha256_update(&hash, text + GPU_DIGEST_BYTES, size - GPU_DIGEST_BYTES);
+        sha256_hex(&hash, hex);
+        memcpy(text, hex, GPU_DIGEST_BYTES);
+    }
+    check(file_write_all(path, text, round == 2 ? 5 : size, &err), &err);
+    free(text);
+}
+
 static void test_pipeline_cache(void **state) {
     (void)state;
     int index = device_index();
     if (index < 0) skip();
-    error err;
     char folder[] = "/tmp/vulora-cache-XXXXXX", command[512];
     assert_non_null(mkdtemp(folder));
     char *old = getenv("XDG_CACHE_HOME") ? memory_string(getenv("XDG_CACHE_HOME")) : NULL;
     setenv("XDG_CACHE_HOME", folder, 1);
+    one_start(index, NULL);
+    char *path = cache_file(folder);
     for (int round = 0; round < 3; round++) {
-        gpu *g = gpu_open(index, &err);
-        check(g != NULL, &err);
-        gpu_buffer *b = gpu_buffer_create(g, 64, &err);
-        gpu_recording *rec = gpu_recording_begin(g);
-        gpu_range r = {b, 0, 64};
-        record_add(rec, r, r, r, 16, 1, "add_fff");
-        check(gpu_recording_end(rec, &err) && gpu_run(rec, &err), &err);
-        gpu_recording_free(rec);
-        gpu_buffer_free(b);
-        gpu_close(g);
-        snprintf(command, sizeof command, "test -s %s/vulora/pipelines-*.bin && printf damaged > $(ls %s/vulora/pipelines-*.bin)", folder,
-                 folder);
-        assert_int_equal(system(command), 0);
+        spoil(path, round);
+        one_start(index, another_start); /* two at once: each reads and writes whole files */
+        char *now = cache_file(folder);
+        size_t size;
+        assert_string_equal(now, path);
+        char *text = file_read_text(path, 1 << 26, &size, NULL);
+        assert_true(size > GPU_DIGEST_BYTES && strspn(text, "0123456789abcdef") >= GPU_DIGEST_BYTES);
+        free(text);
+        free(now);
     }
+    /* Where nothing can be written, everything works all the same. */
+    char *file = memory_format("%s/vulora", path);
+    setenv("XDG_CACHE_HOME", path, 1);
+    one_start(index, NULL);
+    setenv("XDG_CACHE_HOME", file, 1);
+    one_start(index, NULL);
+    free(file);
+    free(path);
     if (old)
         setenv("XDG_CACHE_HOME", old, 1);
     else
@@ -311,15 +367,16 @@ static void run_product(gpu *g, const product *p, gpu_range ranges[6], const cha
     error err;
     uint32_t a4 = p->columns ? p->m % 4 == 0 : p->k % 4 == 0, b4 = p->kn ? p->n % 4 == 0 : p->k % 4 == 0;
     const uint32_t *t = p->tile;
-    uint32_t constants[] = {
-        t[0] / t[2] * (t[1] / t[3]), t[0], t[1], 16, t[2], t[3], p->columns, p->kn, a4 | b4 << 1 | (uint32_t)(p->n % 4 == 0) << 2};
+    uint32_t flags = p->splits == 1 ? 1 | 4 : 0; /* bias, residual */
+    uint32_t access = a4 | b4 << 1 | (uint32_t)(p->n % 4 == 0) << 2 | flags << 3;
+    uint32_t constants[] = {t[0] / t[2] * (t[1] / t[3]), t[0], t[1], 16, t[2], t[3], p->columns, p->kn, access, 1, 0, 1};
     float scale = 0.5f;
-    uint32_t push[21] = {p->m, p->n, p->k, 1, p->columns ? p->m : p->k, p->kn ? p->n : p->k, p->n};
-    push[16] = p->splits, push[17] = p->m * p->n, push[18] = p->splits == 1 ? 1 | 4 : 0;
-    memcpy(&push[20], &scale, sizeof scale);
+    uint32_t push[20] = {p->m, p->n, p->k, 1, p->columns ? p->m : p->k, p->kn ? p->n : p->k, p->n};
+    push[16] = p->splits, push[17] = p->m * p->n;
+    memcpy(&push[19], &scale, sizeof scale);
     gpu_dispatch d = {.shader = shader,
                       .constants = constants,
-                      .constant_count = 9,
+                      .constant_count = 12,
                       .push = push,
                       .push_bytes = sizeof push,
                       .ranges = ranges,
@@ -327,7 +384,7 @@ static void run_product(gpu *g, const product *p, gpu_range ranges[6], const cha
                       .written = 4,
                       .groups = {(p->m + t[0] - 1) / t[0], (p->n + t[1] - 1) / t[1], p->splits}};
     gpu_recording *rec = gpu_recording_begin(g);
-    gpu_record(rec, &d, 0);
+    gpu_record(rec, &d, 2.0 * p->m * p->n * p->k);
     check(gpu_recording_end(rec, &err) && gpu_run(rec, &err), &err);
     gpu_recording_free(rec);
 }
@@ -366,6 +423,62 @@ static void check_product(gpu *g, const product *p, dtype type) {
     free(a), free(b), free(bias), free(residual), free(expected), free(got);
 }
 
+/* The parts of a split sum as the kernel leaves them. */
+static float *product_parts(gpu *g, const product *p) {
+    size_t na = (size_t)p->m * p->k, nb = (size_t)p->n * p->k, nc = (size_t)p->m * p->n * p->splits;
+    float *a = values_new(na, 1), *b = values_new(nb, 2);
+    error err;
+    gpu_buffer *x = buffer_with(g, a, na, DTYPE_F32), *y = buffer_with(g, b, nb, DTYPE_F32), *z = gpu_buffer_create(g, nc * 4, &err);
+    check(z != NULL, &err);
+    gpu_range c = {z, 0, nc * 4}, ranges[] = {{x, 0, na * 4}, {y, 0, nb * 4}, c, c, c, c};
+    run_product(g, p, ranges, "gemm_fff");
+    float *got = values_read(g, z, nc, DTYPE_F32);
+    gpu_buffer_free(x), gpu_buffer_free(y), gpu_buffer_free(z);
+    free(a), free(b);
+    return got;
+}
+
+/* Whatever a launch is cut into, the same bits come out: products over three axes, and a kernel that reckons with whole rows. */
+static void test_parts(void **state) {
+    NEEDS_DEVICE;
+    (void)err;
+    static const product p = {100, 90, 300, true, true, 4, {16, 64, 4, 4}};
+    float *whole = product_parts(g, &p);
+    gpu_pace usual = g->pace;
+    for (double part = 2; part < 200; part *= 3) {
+        g->pace = (gpu_pace){1, 1e18, 2.0 * 100 * 90 * 300 / part};
+        float *cut = product_parts(g, &p);
+        assert_memory_equal(whole, cut, p.m * p.n * p.splits * sizeof *cut);
+        free(cut);
+    }
+    g->pace = usual;
+    free(whole);
+}
+
+/* A schedule follows what was measured: a step that is faster than expected ends in one submission, a slower one in more. */
+static void test_adjustment(void **state) {
+    NEEDS_DEVICE;
+    gpu_buffer *b = gpu_buffer_create(g, 4096, &err);
+    gpu_range parts[] = {{b, 0, 1024}, {b, 1024, 1024}};
+    gpu_pace usual = g->pace;
+    g->pace = (gpu_pace){1, 1e18, 300}; /* seconds: far more than 64 additions of 256 take */
+    gpu_recording *rec = gpu_recording_begin(g);
+    for (int i = 0; i < 64; i++) record_add(rec, parts[i % 2], parts[i % 2], parts[(i + 1) % 2], 256, 1, "add_fff");
+    check(gpu_recording_end(rec, &err), &err);
+    assert_int_equal(gpu_recording_count(rec).submissions, 64);
+    check(gpu_run(rec, &err), &err);
+    assert_int_equal(gpu_recording_count(rec).submissions, g->tick_s > 0 ? 1 : 64);
+    check(gpu_run(rec, &err), &err);
+    assert_true(gpu_recording_count(rec).longest_s > 0 || g->tick_s <= 0);
+    g->pace.piece_s = 1e-7;
+    check(gpu_run(rec, &err), &err);
+    assert_true(gpu_recording_count(rec).submissions > 1 || g->tick_s <= 0);
+    check(gpu_run(rec, &err), &err);
+    g->pace = usual;
+    gpu_recording_free(rec);
+    gpu_buffer_free(b);
+}
+
 static void test_gemm(void **state) {
     NEEDS_DEVICE;
     (void)err;
@@ -388,7 +501,7 @@ int main(void) {
         cmocka_unit_test(test_info),      cmocka_unit_test(test_no_driver),      cmocka_unit_test(test_buffers),
         cmocka_unit_test(test_too_large), cmocka_unit_test(test_barriers),       cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_staging),   cmocka_unit_test(test_bad_dispatches), cmocka_unit_test(test_pipeline_cache),
-        cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_gemm),      cmocka_unit_test(test_parts),          cmocka_unit_test(test_adjustment),
     };
     return validation_end(cmocka_run_group_tests(tests, open_device, close_device));
 }
