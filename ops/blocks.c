@@ -184,17 +184,6 @@ static void mix_vulkan(const record *r, gpu_recording *rec) {
     kernel_run_over(&k, rec, tensor_count(r->out[0]));
 }
 
-static void reduce(const record *r, gpu_recording *rec, int64_t chunks, int64_t count, bool accumulate) {
-    kernel_call k = kernel_named("reduce");
-    kernel_read(&k, r->scratch);
-    kernel_write(&k, r->out[0]);
-    kernel_push(&k, 1);
-    kernel_push(&k, chunks);
-    kernel_push(&k, count);
-    kernel_push(&k, accumulate);
-    kernel_run_over(&k, rec, count);
-}
-
 static void mix_weight_vulkan(const record *r, gpu_recording *rec) {
     kernel_call k = kernel_named("mix_weight");
     kernel_read_typed(&k, r->in[0]);
@@ -204,7 +193,7 @@ static void mix_weight_vulkan(const record *r, gpu_recording *rec) {
     kernel_push(&k, CHUNK);
     kernel_push_float(&k, r->f[0]);
     kernel_run(&k, rec, r->i[I_M], r->i[I_L], chunks_of(r), 0);
-    reduce(r, rec, chunks_of(r), r->i[I_L] * r->i[I_M], r->i[I_ACCUMULATE] != 0);
+    kernel_reduce(rec, r->scratch, r->out[0], 1, chunks_of(r), r->i[I_L] * r->i[I_M], r->i[I_ACCUMULATE] != 0);
 }
 
 /* ---- Rotate: the tape ---- */
@@ -344,7 +333,7 @@ static void rotate_weight_vulkan(const record *r, gpu_recording *rec) {
     push_rotation(&k, r);
     kernel_push(&k, ROTATE_CHUNK);
     kernel_run(&k, rec, kernel_groups(b * b, 128), blocks, rotate_chunks(r), 0);
-    reduce(r, rec, rotate_chunks(r), blocks * b * b, r->i[R_ACCUMULATE] != 0);
+    kernel_reduce(rec, r->scratch, r->out[0], 1, rotate_chunks(r), blocks * b * b, r->i[R_ACCUMULATE] != 0);
 }
 
 static const op MIX = {

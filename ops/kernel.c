@@ -81,3 +81,18 @@ void kernel_run_groups(const kernel_call *k, gpu_recording *rec, int64_t groups)
 void kernel_run_over(const kernel_call *k, gpu_recording *rec, int64_t elements) {
     kernel_run_groups(k, rec, kernel_groups(elements, 128));
 }
+
+void kernel_reduce(gpu_recording *rec, const tensor *parts, const tensor *to, int64_t outer, int64_t splits, int64_t inner,
+                   bool accumulate) {
+    const int64_t step = kernel_fours(inner) ? 4 : 1;
+    kernel_call k = kernel_named("reduce");
+    kernel_read(&k, parts);
+    kernel_write(&k, to);
+    kernel_constant(&k, step);
+    kernel_push(&k, outer);
+    kernel_push(&k, splits);
+    kernel_push(&k, inner / step);
+    kernel_push_divisor(&k, inner / step);
+    kernel_push(&k, accumulate);
+    kernel_run_over(&k, rec, outer * inner / step);
+}

@@ -38,6 +38,10 @@ void kernel_run_over(const kernel_call *k, gpu_recording *rec, int64_t elements)
 /* `groups` workgroups, spread over two axes where one does not hold them. */
 void kernel_run_groups(const kernel_call *k, gpu_recording *rec, int64_t groups);
 
+/* to [outer, inner] = (accumulate: to) + the sum over splits of parts [outer, splits, inner]; all fp32, always in the same order. */
+void kernel_reduce(gpu_recording *rec, const tensor *parts, const tensor *to, int64_t outer, int64_t splits, int64_t inner,
+                   bool accumulate);
+
 static inline int64_t kernel_groups(int64_t elements, int64_t group) { return (elements + group - 1) / group; }
 static inline bool kernel_fours(int64_t elements) { return elements % 4 == 0; }
 /* Neighbouring elements that a thread takes where rows have so many: STEP in shaders/elements.glsl. */

@@ -48,19 +48,9 @@ static void bind_epilogue(kernel_call *k, const gemm_call *g, const tensor *c) {
     kernel_read(k, g->residual ? g->residual : c);
 }
 
-/* Weight gradients: C += the parts of every tap. */
+/* Weight gradients: C (+)= the parts of every tap. */
 static void add_parts(gpu_recording *rec, const gemm_call *g, int64_t splits) {
-    kernel_call k = kernel_named("reduce");
-    kernel_read(&k, g->scratch);
-    kernel_write(&k, g->c);
-    const int64_t step = kernel_fours(g->m * g->n) ? 4 : 1, inner = g->m * g->n / step;
-    kernel_constant(&k, step);
-    kernel_push(&k, outputs(g));
-    kernel_push(&k, splits);
-    kernel_push(&k, inner);
-    kernel_push_divisor(&k, inner);
-    kernel_push(&k, 1);
-    kernel_run_over(&k, rec, outputs(g) * inner);
+    kernel_reduce(rec, g->scratch, g->c, outputs(g), splits, g->m * g->n, g->accumulate);
 }
 
 /* The parts of a product, and what the kernel itself would have added. */

@@ -163,14 +163,7 @@ static void column_sum_vulkan(const record *r, gpu_recording *rec) {
     kernel_push_float(&k, r->f[0]);
     kernel_run(&k, rec, kernel_groups(r->i[SUM_COLUMNS], 16), chunks_of(r), 1, 0);
 
-    k = kernel_named("reduce");
-    kernel_read(&k, r->scratch);
-    kernel_write(&k, r->out[0]);
-    kernel_push(&k, 1);
-    kernel_push(&k, chunks_of(r));
-    kernel_push(&k, r->i[SUM_COLUMNS]);
-    kernel_push(&k, r->i[SUM_ACCUMULATE]);
-    kernel_run_over(&k, rec, r->i[SUM_COLUMNS]);
+    kernel_reduce(rec, r->scratch, r->out[0], 1, chunks_of(r), r->i[SUM_COLUMNS], r->i[SUM_ACCUMULATE] != 0);
 }
 
 static const op SCALE = {

@@ -396,7 +396,7 @@ static void adapters(void **state) {
         {DRAW_GOOD "--lora half.safetensors", "half.safetensors", .status = 1},
         {DRAW_GOOD "--lora xl.safetensors", "SDXL", .status = 1},
         {DRAW_GOOD "--lora nan.safetensors", "NaN", .status = 1},
-        {DRAW_GOOD "--lora loha.safetensors", "LoHa", .status = 1},
+        {DRAW_GOOD "--lora loha.safetensors", "has no hada_w1_b", .status = 1},
         {DRAW_GOOD "--lora good.safetensors", "not an adapter", .status = 1},
         {DRAW_GOOD "--lora lora.safetensors:heavy", "heavy", .status = 1},
         {DRAW_GOOD "--lora nothing", "nothing", .status = 1},

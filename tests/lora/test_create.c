@@ -101,8 +101,7 @@ static void test_parameters(void **state) {
 
 static void test_convolution_ranks(void **state) {
     (void)state;
-    adapter *a =
-        create(small_table, (adapter_options){.kind = "locon", .rank = 4, .alpha = 2, .conv_rank = 3, .conv_alpha = 1});
+    adapter *a = create(small_table, (adapter_options){.kind = "locon", .rank = 4, .alpha = 2, .conv_rank = 3, .conv_alpha = 1});
     for (int i = 0; i < a->module_count; i++) {
         const adapter_module *m = &a->modules[i];
         bool large = m->info->kernel == 3;
