@@ -1,5 +1,5 @@
 """A checkpoint with the names and shapes of another and random weights of about the size that training gives them: attention that looks at
-something (of 4096 tokens at some 25), norms and biases that matter, no layer whose output vanishes. For check_full_size.py.
+something (of 1024 tokens at some 66), norms and biases that matter, no layer whose output vanishes. For check_full_size.py.
 
     python tests/reference/random_full_size.py LIKE.safetensors OUT.safetensors [SEED]
 """
@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SHARP = 1.5  # queries and keys deviate by this, scores by its square s; exp(-s^2) of the tokens then have the weight
+SHARP = 1.5  # queries and keys deviate by this, scores of attention by about 2
 QUERIES = ("to_q.weight", "to_k.weight", "q_proj.weight", "k_proj.weight", "attn_1.q.weight", "attn_1.k.weight")
 
 
