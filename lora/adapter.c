@@ -102,9 +102,10 @@ static void taps_swap(const float *from, float *to, int64_t rows, int64_t column
 /* A tensor as [rows, columns] in the file whose transpose is the engine's order; false: both are the same. */
 static bool swapped_shape(const adapter_tensor *t, int64_t *rows, int64_t *columns) {
     bool taps = t->layout == ADAPTER_TAPS || t->layout == ADAPTER_FLAT_TAPS;
+    if (!taps && t->layout != ADAPTER_TRANSPOSED) return false;
     *columns = taps ? t->taps : t->dims[1];
     *rows = adapter_tensor_elements(t) / *columns;
-    return taps || t->layout == ADAPTER_TRANSPOSED;
+    return true;
 }
 
 void adapter_tensor_to_file(const adapter_tensor *t, const float *engine, float *file) {
