@@ -109,9 +109,11 @@ static void copies_free(copies *c) {
     free(c->blocks);
 }
 
-/* sd-scripts and diffusers want a convolution's factors with four dimensions, a linear layer's with two. */
+/* sd-scripts and diffusers want the factors of a convolution's LoRA with four dimensions, a linear layer's with two. The other kinds'
+   tensors are as LyCORIS shapes them, which webui multiplies as they are. */
 static int file_shape(const adapter_module *m, const adapter_tensor *t, int64_t dims[4]) {
     memcpy(dims, t->dims, sizeof t->dims);
+    if (m->kind != &adapter_kind_lora || t->layout == ADAPTER_VECTOR) return t->rank;
     if (t->rank == 2 && m->info->convolution) dims[2] = dims[3] = 1;
     bool matrix = t->rank == 2 || (t->rank == 4 && t->dims[2] == 1 && t->dims[3] == 1);
     return matrix ? (m->info->convolution ? 4 : 2) : t->rank;
