@@ -211,7 +211,8 @@ static void compare_setting(void *user, const char *option, const char *value) {
     char key[80];
     snprintf(key, sizeof key, "setting.%s", option);
     const char *was = safetensors_metadata(c->state, key);
-    if (c->option || (was && strcmp(was, value) == 0)) return;
+    /* Switches and numbers that came later than the state are 0 where they change nothing. */
+    if (c->option || strcmp(was ? was : "0", value) == 0) return;
     c->option = option;
     snprintf(c->was, sizeof c->was, "%s", was ? was : "nothing");
     snprintf(c->is, sizeof c->is, "%s", value);
