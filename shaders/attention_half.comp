@@ -3,7 +3,7 @@
 // shuffles. Workgroup (block of queries, head, image).
 //
 // Multiply-adds take halfs as they are where the processor can (v_fma_mix_f32); elsewhere every read of shared memory is followed by conversions, and WIDE
-// saves those of the probabilities.
+// saves those of the probabilities and of V: floats, V in two parts of a block where the head is wide.
 //
 // A thread owns R queries; of a block of BC keys BC / 8 scores each, then D / 8 places of the result: the running maximum and sum stay in
 // registers, and only 8 neighbours exchange them. Shared memory holds pairs of halfs: sq[d / 2][query], K as [d / 2][key], sp[key / 2][query],
@@ -27,12 +27,14 @@ layout(set = 0, binding = 4) writeonly buffer LSE { float lse[]; }; // [images, 
 
 const uint BR = 16 * R, C = BC / 8, E = D / 8, CHUNKS = D / 8; // CHUNKS of 8 places, 16 bytes, in a head
 const uint PQ = BR + 4, PK = BC + 4, PV = D + 4;
-const uint WORDS_K = D / 2 * PK, WORDS_V = BC / 2 * PV;
+const uint PARTS = WIDE != 0 && D > 80 ? 2 : 1, KV = BC / PARTS; // V comes in so many parts, of KV keys
+const uint WORDS_K = D / 2 * PK, WORDS_V = (WIDE != 0 ? KV : BC / 2) * PV;
 shared uint sq[D / 2 * PQ], skv[WORDS_K > WORDS_V ? WORDS_K : WORDS_V], sp[(WIDE != 0 ? BC : BC / 2) * PQ];
 
-const uint NK = BC * CHUNKS, NV = BC / 2 * CHUNKS; // pieces of a block: a chunk of one key, of two keys
+// Pieces of a block: a chunk of one key, and of V, unless WIDE, of two keys.
+const uint TWO = WIDE != 0 ? 1 : 2, NK = BC * CHUNKS, NV = KV / TWO * CHUNKS;
 const uint LK = (NK + 127) / 128, LV = (NV + 127) / 128;
-uvec4 rk[LK], rv[2 * LV];
+uvec4 rk[LK], rv[PARTS * TWO * LV];
 uint key_k[LK], at_k[LK], to_k[LK]; // this thread's pieces: their key, where they are in memory, and in shared memory
 uint key_v[LV], at_v[LV], to_v[LV];
 float s[R][C], acc[R][E], top[R], sum[R];
@@ -51,7 +53,7 @@ void blocks_begin()
     }
     [[unroll]] for (uint i = 0; i < LV; i++) {
         uint x = piece(i, NV);
-        key_v[i] = x / CHUNKS * 2;
+        key_v[i] = x / CHUNKS * TWO;
         at_v[i] = head + x % CHUNKS + (TAIL != 0 ? 0 : key_v[i] * line());
         to_v[i] = x / CHUNKS * PV + x % CHUNKS * 8;
     }
@@ -73,17 +75,21 @@ void put_k()
 void fetch_v(uint j0)
 {
     uint last = p.tk - 1, at = j0 * line();
-    [[unroll]] for (uint i = 0; i < LV; i++)
-        [[unroll]] for (uint e = 0; e < 2; e++)
-            rv[2 * i + e] = v8[at_v[i] + (TAIL != 0 ? min(j0 + key_v[i] + e, last) * line() : at + e * line())];
+    [[unroll]] for (uint n = 0; n < PARTS; n++)
+        [[unroll]] for (uint i = 0; i < LV; i++)
+            [[unroll]] for (uint e = 0; e < TWO; e++) {
+                uint key = n * KV + e;
+                rv[(n * LV + i) * TWO + e] = v8[at_v[i] + (TAIL != 0 ? min(j0 + key_v[i] + key, last) * line() : at + key * line())];
+            }
 }
 
-void put_v()
+void put_v(uint part)
 {
     [[unroll]] for (uint i = 0; i < LV; i++)
         [[unroll]] for (uint c = 0; c < 8; c++) {
-            uint u = rv[2 * i][c / 2], v = rv[2 * i + 1][c / 2];
-            skv[to_v[i] + c] = c % 2 == 0 ? (u & 0xffffu) | v << 16 : u >> 16 | (v & 0xffff0000u);
+            uint at = (part * LV + i) * TWO, u = rv[at][c / 2], v = rv[at + TWO - 1][c / 2];
+            if (WIDE != 0) skv[to_v[i] + c] = floatBitsToUint(unpackHalf2x16(u)[c % 2]);
+            else skv[to_v[i] + c] = c % 2 == 0 ? (u & 0xffffu) | v << 16 : u >> 16 | (v & 0xffff0000u);
         }
 }
 
@@ -98,31 +104,43 @@ uint place(uint tc, uint e)
 
 float mac(vec2 u, vec2 v, float c) { return fma(u.y, v.y, fma(u.x, v.x, c)); }
 
-// Reads of STEP pairs of places ahead of their products: compilers leave less between them.
-const uint STEP = 4;
+// Reads of STEP pairs of places go ahead of the products of the pairs before.
+const uint STEP = 2;
 void scores(uint tr, uint tc)
 {
+    uint x[2][STEP][R], y[2][STEP][C];
     [[unroll]] for (uint i = 0; i < R; i++) [[unroll]] for (uint j = 0; j < C; j++) s[i][j] = 0.0;
-    [[unroll]] for (uint d = 0; d < D / 2; d += STEP) {
-        uint x[STEP][R], y[STEP][C];
-        [[unroll]] for (uint u = 0; u < STEP; u++) {
-            [[unroll]] for (uint i = 0; i < R; i++) x[u][i] = sq[(d + u) * PQ + row(tr, i)];
-            [[unroll]] for (uint j = 0; j < C; j++) y[u][j] = skv[(d + u) * PK + column(tc, j)];
-        }
-        [[unroll]] for (uint u = 0; u < STEP; u++)
-            [[unroll]] for (uint i = 0; i < R; i++) [[unroll]] for (uint j = 0; j < C; j++) s[i][j] = mac(unpackHalf2x16(x[u][i]), unpackHalf2x16(y[u][j]), s[i][j]);
+    [[unroll]] for (uint d = 0; d <= D / 2; d += STEP) {
+        uint now = d / STEP % 2;
+        if (d < D / 2)
+            [[unroll]] for (uint u = 0; u < STEP; u++) {
+                [[unroll]] for (uint i = 0; i < R; i++) x[now][u][i] = sq[(d + u) * PQ + row(tr, i)];
+                [[unroll]] for (uint j = 0; j < C; j++) y[now][u][j] = skv[(d + u) * PK + column(tc, j)];
+            }
+        if (d > 0)
+            [[unroll]] for (uint u = 0; u < STEP; u++)
+                [[unroll]] for (uint i = 0; i < R; i++)
+                    [[unroll]] for (uint j = 0; j < C; j++) s[i][j] = mac(unpackHalf2x16(x[1 - now][u][i]), unpackHalf2x16(y[1 - now][u][j]), s[i][j]);
     }
 }
 
 // Scores become probabilities, relative to the largest score so far, in sp.
+const uint G = R;
 void exponentials(uint tr, uint tc, float factor)
 {
+    float most[R];
     [[unroll]] for (uint i = 0; i < R; i++) {
-        float m = s[i][0];
-        [[unroll]] for (uint j = 1; j < C; j++) m = max(m, s[i][j]);
-        m *= factor;
-        [[unroll]] for (uint x = 1; x < 8; x *= 2) m = max(m, subgroupShuffleXor(m, x));
-        m = max(m, top[i]);
+        most[i] = s[i][0];
+        [[unroll]] for (uint j = 1; j < C; j++) most[i] = max(most[i], s[i][j]);
+    }
+    [[unroll]] for (uint g = 0; g < R; g += G)
+        [[unroll]] for (uint x = 1; x < 8; x *= 2) { // several rows at once: an exchange takes as long as a read of shared memory
+            float other[G];
+            [[unroll]] for (uint i = 0; i < G; i++) other[i] = subgroupShuffleXor(most[g + i], x);
+            [[unroll]] for (uint i = 0; i < G; i++) most[g + i] = max(most[g + i], other[i]);
+        }
+    [[unroll]] for (uint i = 0; i < R; i++) {
+        float m = max(most[i] * factor, top[i]);
         float shrink = exp2(top[i] - m);
         top[i] = m;
         sum[i] *= shrink; // this thread's keys only, until the end
@@ -143,21 +161,26 @@ void exponentials(uint tr, uint tc, float factor)
     }
 }
 
-// Probabilities of keys 2 k and 2 k + 1.
+// Probabilities of keys 2 k and 2 k + 1 of the block.
 vec2 weights(uint k, uint at)
 {
     return WIDE != 0 ? vec2(uintBitsToFloat(sp[2 * k * PQ + at]), uintBitsToFloat(sp[(2 * k + 1) * PQ + at])) : unpackHalf2x16(sp[k * PQ + at]);
 }
 
-void apply(uint tr, uint tc)
+// The same keys' V at one place; k counts within the part.
+vec2 values(uint k, uint at)
 {
-    [[unroll]] for (uint k = 0; k < BC / 2; k++) {
-        vec2 x[R];
-        uint y[E];
-        [[unroll]] for (uint i = 0; i < R; i++) x[i] = weights(k, row(tr, i));
-        [[unroll]] for (uint e = 0; e < E; e++) y[e] = skv[k * PV + place(tc, e)];
+    return WIDE != 0 ? vec2(uintBitsToFloat(skv[2 * k * PV + at]), uintBitsToFloat(skv[(2 * k + 1) * PV + at])) : unpackHalf2x16(skv[k * PV + at]);
+}
+
+void apply(uint tr, uint tc, uint part)
+{
+    [[unroll]] for (uint k = 0; k < KV / 2; k++) {
+        vec2 x[R], y[E];
+        [[unroll]] for (uint i = 0; i < R; i++) x[i] = weights(part * KV / 2 + k, row(tr, i));
+        [[unroll]] for (uint e = 0; e < E; e++) y[e] = values(k, place(tc, e));
         [[unroll]] for (uint i = 0; i < R; i++)
-            [[unroll]] for (uint e = 0; e < E; e++) acc[i][e] = mac(x[i], unpackHalf2x16(y[e]), acc[i][e]);
+            [[unroll]] for (uint e = 0; e < E; e++) acc[i][e] = mac(x[i], y[e], acc[i][e]);
     }
 }
 
@@ -186,11 +209,13 @@ void main()
             [[unroll]] for (uint j = 0; j < C; j++)
                 if (j0 + column(tc, j) >= p.tk) [[unroll]] for (uint i = 0; i < R; i++) s[i][j] = -1e30;
         exponentials(tr, tc, p.scale * LOG2E);
-        barrier(); // all have read K
-        put_v();
-        barrier();
-        fetch_k(j0 + BC);
-        apply(tr, tc);
+        [[unroll]] for (uint part = 0; part < PARTS; part++) {
+            barrier(); // all have read K, or the part before
+            put_v(part);
+            barrier();
+            if (part == 0) fetch_k(j0 + BC);
+            apply(tr, tc, part);
+        }
         barrier(); // all have read V
         put_k();
         barrier();
