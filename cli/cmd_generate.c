@@ -129,6 +129,11 @@ static void on_step(void *user, int i, int steps, const float *sample) {
     if (interrupt_requested()) atomic_store(&g->cancel, true);
 }
 
+static void on_decoding(void *user) {
+    generation *g = user;
+    progress_update(&g->progress, g->steps_done, "decoding");
+}
+
 static bool write_picture(generation *g, const char *path, uint64_t seed, const uint8_t *rgb, error *err) {
     infotext info = {.prompt = g->options->prompt,
                      .negative = g->options->negative,
@@ -147,7 +152,7 @@ static bool write_picture(generation *g, const char *path, uint64_t seed, const 
 static denoise_status draw_one(generation *g, int64_t index, error *err) {
     uint8_t *rgb = NULL;
     uint64_t seed = g->seed + (uint64_t)index;
-    draw_watch watch = {on_step, g, &g->cancel};
+    draw_watch watch = {.progress = on_step, .decoding = on_decoding, .user = g, .cancel = &g->cancel};
     denoise_status status = draw_picture(g->session.pipeline, &g->settings, &g->prompts, seed, &watch, &rgb, err);
     char *path = output_path(g->options, index);
     if (status == DENOISE_DONE && !write_picture(g, path, seed, rgb, err)) status = DENOISE_FAILED;
@@ -185,7 +190,10 @@ int cmd_generate(const options *o) {
     if (!check_places(o, &err)) return terminal_fail(&err);
     denoise_status status = prepare(&g, &err) ? DENOISE_DONE : DENOISE_FAILED;
     interrupt_catch();
-    if (status == DENOISE_DONE) progress_begin(&g.progress, "step", 0, o->batch * o->steps);
+    if (status == DENOISE_DONE) {
+        progress_begin(&g.progress, "step", 0, o->batch * o->steps);
+        progress_update(&g.progress, 0, NULL);
+    }
     for (int64_t i = 0; status == DENOISE_DONE && i < o->batch; i++) {
         g.settings.keep_models &= i + 1 < o->batch;
         status = draw_one(&g, i, &err);

@@ -188,7 +188,7 @@ static bool decode(pipeline *p, const draw_settings *s, float *latents, uint8_t 
 
 denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prompts *prompts, uint64_t seed, const draw_watch *watch,
                             uint8_t **rgb, error *err) {
-    static const draw_watch nobody = {NULL, NULL, NULL};
+    static const draw_watch nobody = {0};
     if (!watch) watch = &nobody;
     *rgb = NULL;
     noise_schedule schedule;
@@ -214,6 +214,7 @@ denoise_status draw_picture(pipeline *p, const draw_settings *s, const draw_prom
                            .noise = &noise};
     denoise_status status = denoise_run(&sampler, &run, sample, err);
     if (!s->keep_models) pipeline_release(p, CHECKPOINT_UNET);
+    if (status == DENOISE_DONE && watch->decoding) watch->decoding(watch->user);
     if (status == DENOISE_DONE && !decode(p, s, sample, rgb, err)) status = DENOISE_FAILED;
     sampler_destroy(&sampler);
     free(d.context);
