@@ -24,7 +24,10 @@ void random_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t ou
 typedef enum random_stream {
     RANDOM_STREAM_NOISE = 1,    /* noise added to the latents */
     RANDOM_STREAM_TIMESTEP = 2, /* training timesteps */
-    RANDOM_STREAM_LATENT = 3    /* sampling from the VAE's posterior */
+    RANDOM_STREAM_LATENT = 3,   /* sampling from the VAE's posterior */
+    RANDOM_STREAM_DROPOUT = 4,  /* of elements and ranks, in a batch */
+    RANDOM_STREAM_MODULES = 5,  /* modules left out of an update */
+    RANDOM_STREAM_BLOCK = 6     /* ranks that an update of a DyLoRA trains */
 } random_stream;
 
 /* The counter of one sample of one step. */

@@ -216,6 +216,7 @@ static void print_json(const bench *b, const double *runs, int64_t count, json_i
                      b->n, "runs_s", list, "median_s", median(runs, count), "peak_rss_bytes", rss, "device_bytes",
                      (json_int_t)(d->gpu ? d->peak_bytes : 0), "flops_per_run", flops_of_a_run(b, &times), "limits",
                      "matrix_product_flops_per_s", b->limit.flops, "memory_bytes_per_s", b->limit.bytes);
+    if (root && b->adapter) json_object_set_new(root, "parameters", json_integer((json_int_t)adapter_parameters(b->adapter)));
     if (root && d->gpu) {
         gpu_counts counts = collect_counts(b);
         json_object_set_new(root, "dispatches", json_integer(counts.dispatches));

@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/memory.h"
 #include "cli/commands.h"
+#include "cli/draw_options.h"
 #include "cli/infotext.h"
 #include "cli/lora_folder.h"
 #include "cli/session.h"
@@ -10,8 +11,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 typedef struct generation {
     const options *options;
@@ -58,47 +57,22 @@ static bool check_places(const options *o, error *err) {
     return ok;
 }
 
-static uint64_t fresh_seed(void) {
-    uint32_t seed = 0;
-    FILE *file = fopen("/dev/urandom", "rb");
-    if (!file || fread(&seed, sizeof seed, 1, file) != 1) seed = (uint32_t)time(NULL) * 2654435761u ^ (uint32_t)getpid();
-    if (file) fclose(file);
-    return seed;
-}
-
-static bool choose_settings(generation *g, error *err) {
-    const options *o = g->options;
-    draw_settings *s = &g->settings;
-    options_size native = session_native_size(&g->session);
-    *s = (draw_settings){.width = o->width ? (int)o->width : native.width,
-                         .height = o->height ? (int)o->height : native.height,
-                         .steps = (int)o->steps,
-                         .clip_skip = (int)o->clip_skip,
-                         .cfg = (float)o->cfg};
-    s->sampler = sampler_kind_find(o->sampler, err);
-    if (!s->sampler || !random_source_find(&s->source, o->noise, err)) return false;
-    g->seed = o->seed < 0 ? fresh_seed() : (uint64_t)o->seed;
-    /* webui's "Automatic" is Karras for the samplers whose authors recommend it; of ours that is DPM++ 2M. */
-    const char *spacing = strcmp(o->schedule, "auto")                         ? o->schedule
-                          : s->sampler == sampler_kind_find("dpmpp-2m", NULL) ? "karras"
-                                                                              : "default";
-    return sigma_spacing_find(&s->spacing, spacing, err);
-}
-
 /* ---- adapters ---- */
 
-static void note_lora(generation *g, const char *path, float unet_weight, float text_weight, bool in_prompt) {
+static void note_lora(generation *g, const adapter_spec *spec, bool in_prompt) {
     g->loras = memory_grow(g->loras, (size_t)g->lora_count + 1, sizeof *g->loras);
     infotext_lora *l = &g->loras[g->lora_count++];
-    *l = (infotext_lora){.name = infotext_stem(path), .unet_weight = unet_weight, .text_weight = text_weight, .in_prompt = in_prompt};
-    infotext_lora_hash(path, l->hash);
+    *l = (infotext_lora){
+        .name = infotext_stem(spec->path), .unet_weight = spec->unet_weight, .text_weight = spec->text_weight, .in_prompt = in_prompt};
+    if (spec->blocks.given) block_weights_text(&spec->blocks, l->blocks);
+    infotext_lora_hash(spec->path, l->hash);
 }
 
 static bool note_option_loras(generation *g, error *err) {
     for (int i = 0; i < g->options->loras.count; i++) {
         adapter_spec spec;
         if (!adapter_spec_parse(g->options->loras.item[i], &spec, err)) return false;
-        note_lora(g, spec.path, spec.unet_weight, spec.text_weight, false);
+        note_lora(g, &spec, false);
         free(spec.path);
     }
     return true;
@@ -111,10 +85,12 @@ static bool add_prompt_loras(generation *g, error *err) {
     bool ok = true;
     for (int i = 0; ok && i < parsed.lora_count; i++) {
         const prompt_lora *l = &parsed.loras[i];
-        char *path = lora_folder_find(g->options->lora_dir, l->name, err);
-        ok = path && session_add_adapter(&g->session, path, l->unet_weight, l->te_weight, false, err);
-        if (ok) note_lora(g, path, l->unet_weight, l->te_weight, true);
-        free(path);
+        adapter_spec spec = {.unet_weight = l->unet_weight, .text_weight = l->te_weight};
+        ok = !l->blocks || block_weights_parse(&spec.blocks, l->blocks, err) || error_prefix(err, "prompt: <lora:%s>", l->name);
+        spec.path = ok ? lora_folder_find(g->options->lora_dir, l->name, err) : NULL;
+        ok = spec.path && session_add_adapter(&g->session, &spec, false, err);
+        if (ok) note_lora(g, &spec, true);
+        free(spec.path);
     }
     prompt_free(&parsed);
     return ok;
@@ -174,7 +150,8 @@ static bool fit_memory(generation *g, bool more_follow, error *err) {
 
 static bool prepare(generation *g, error *err) {
     const options *o = g->options;
-    if (!note_option_loras(g, err) || !session_open(&g->session, o, err) || !choose_settings(g, err) || !add_prompt_loras(g, err))
+    if (!note_option_loras(g, err) || !session_open(&g->session, o, err) ||
+        !draw_options_read(o, &g->session, &g->settings, &g->seed, err) || !add_prompt_loras(g, err))
         return false;
     g->model_name = strcmp(o->model, "demo") ? infotext_stem(o->model) : memory_string("demo");
     infotext_model_hash(g->session.model_path, g->model_hash);

@@ -9,6 +9,7 @@
 #include "cli/terminal.h"
 #include "cli/train_setup.h"
 #include "cli/typical_caption.h"
+#include "convert/metadata.h"
 #include "formats/png_text.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@ typedef struct training {
     options_size resolution;
     train_options settings;
     sample_prompts samples;
-    char *output, *cache;
+    char *output, *cache, *last_sample;
     trainer *trainer;
     progress progress;
     bool encoding; /* the progress line counts pictures being encoded */
@@ -94,10 +95,26 @@ static void say_memory(const training *t, const train_outlook *w) {
                 "or use a smaller --batch-size or --resolution");
 }
 
+/* "rank 4, ", "rank 2 to 8, ", or nothing where no module has one. */
+static void rank_text(const adapter *a, char out[64]) {
+    int64_t least = 0, most = 0;
+    for (int i = 0; i < a->module_count; i++) {
+        int64_t rank = a->modules[i].rank;
+        if (!rank) continue;
+        least = !least || rank < least ? rank : least;
+        most = rank > most ? rank : most;
+    }
+    out[0] = 0;
+    if (most > least)
+        snprintf(out, 64, "rank %" PRId64 " to %" PRId64 ", ", least, most);
+    else if (most)
+        snprintf(out, 64, "rank %" PRId64 ", ", most);
+}
+
 static void say_outlook(const training *t, const train_outlook *w) {
-    const adapter_module *first;
-    adapter_tensor_at(trainer_adapter(t->trainer), 0, &first);
-    tell(t, "adapter: rank %d, %d modules (U-Net %d, text encoder %d), %" PRId64 " parameters", t->settings.adapter.rank,
+    char rank[64];
+    rank_text(trainer_adapter(t->trainer), rank);
+    tell(t, "adapter: %s%d modules (U-Net %d, text encoder %d), %" PRId64 " parameters", rank,
          w->modules[CHECKPOINT_UNET] + w->modules[CHECKPOINT_TEXT_ENCODER], w->modules[CHECKPOINT_UNET],
          w->modules[CHECKPOINT_TEXT_ENCODER], w->parameters);
     tell(t, "training: %" PRId64 " steps of %d image%s, %" PRId64 " epoch%s, seed %" PRIu64, w->steps,
@@ -248,7 +265,8 @@ static bool draw_sample(training *t, int index, const char *moment, error *err) 
         char *path = memory_format("%s/%s_%s_%02d_%" PRIu64 ".png", folder, stem, moment, index, s->seed), *text = infotext_make(&info);
         ok = png_write(path, rgb, settings.width, settings.height, 3, &(png_text){"parameters", text}, 1, err);
         if (ok) terminal_say("sample %s", path);
-        free(path);
+        free(t->last_sample);
+        t->last_sample = path;
         free(text);
     }
     free(folder);
@@ -313,6 +331,17 @@ static void say_what_next(const training *t) {
     terminal_say("or copy it into stable-diffusion-webui's models/Lora and write <lora:%.*s:1> in the prompt", (int)length, name);
 }
 
+/* What webui shows on its cards: the words to ask with, and the last sample as the picture. */
+static bool write_side_files(const training *t, error *err) {
+    if (t->options->side_files <= 0) return true;
+    const char *trigger = t->options->trigger;
+    metadata_edits edits = {.side_files = true,
+                            .trigger = trigger && *trigger ? trigger : typical_caption(&t->data, NULL),
+                            .preview = t->last_sample,
+                            .notes = t->options->comment};
+    return metadata_side_files(t->output, &(labels){0}, &edits, err);
+}
+
 static int run(training *t, error *err) {
     char text[24];
     train_outlook outlook;
@@ -334,6 +363,7 @@ static int run(training *t, error *err) {
     if (result == TRAIN_FAILED) return terminal_fail(err);
     terminal_detail("memory used on the device at most: %s", terminal_bytes(t->session.device->peak_bytes, text));
     if (result == TRAIN_DONE) {
+        if (!write_side_files(t, err)) return terminal_fail(err);
         say_what_next(t);
         return EXIT_DONE;
     }
@@ -357,6 +387,7 @@ int cmd_train(const options *o) {
     session_close(&t.session);
     dataset_close(&t.data);
     sample_prompts_free(&t.samples);
+    free(t.last_sample);
     free(t.cache);
     free(t.output);
     return status;

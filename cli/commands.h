@@ -6,9 +6,13 @@
 
 int cmd_train(const options *o);
 int cmd_generate(const options *o);
+int cmd_grid(const options *o);
 int cmd_probe(const options *o);
 int cmd_inspect(const options *o);
 int cmd_devices(const options *o);
+int cmd_convert(const options *o);
+int cmd_merge(const options *o);
+int cmd_extract(const options *o);
 int cmd_bench(const options *o);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/memory.h"
+#include "pipeline/words.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -9,18 +10,13 @@
 
 /* ---- prompts ---- */
 
-static size_t encode_piece(void *user, const char *text, int32_t *ids, size_t capacity) {
-    int32_t *all = NULL;
-    size_t count = 0;
-    /* The whole prompt was tokenized before, so its pieces are valid UTF-8. */
-    if (!tokenizer_encode(user, text, strlen(text), &all, &count, NULL)) return 0;
-    if (all && ids) memcpy(ids, all, (count < capacity ? count : capacity) * sizeof *ids);
-    free(all);
-    return count;
-}
-
 static bool encode_stage(pipeline *p, const draw_settings *s, const char *text, float **states, int *tokens, error *err) {
-    prompt_tokenizer tokens_of = {encode_piece, p->tokenizer, tokenizer_start(p->tokenizer), tokenizer_end(p->tokenizer)};
+    /* The whole prompt was tokenized before, so its pieces are valid UTF-8. */
+    prompt_tokenizer tokens_of = {.encode = pipeline_encode_words,
+                                  .user = p,
+                                  .start_id = tokenizer_start(p->tokenizer),
+                                  .end_id = tokenizer_end(p->tokenizer),
+                                  .together = pipeline_word_length};
     prompt_fragments fragments;
     prompt_chunks chunks;
     if (!prompt_fragments_parse(&fragments, text, err)) return false;

@@ -51,10 +51,10 @@ static void append_loras(text *t, const infotext *info) {
     for (int i = 0; i < info->lora_count; i++) {
         const infotext_lora *l = &info->loras[i];
         if (l->in_prompt) continue;
-        if (l->unet_weight == l->text_weight)
-            append(t, "%s<lora:%s:%g>", t->size ? " " : "", l->name, (double)l->unet_weight);
-        else
-            append(t, "%s<lora:%s:%g:%g>", t->size ? " " : "", l->name, (double)l->text_weight, (double)l->unet_weight);
+        append(t, "%s<lora:%s:%g", t->size ? " " : "", l->name, (double)l->text_weight);
+        if (l->unet_weight != l->text_weight) append(t, ":%g", (double)l->unet_weight);
+        if (*l->blocks) append(t, ":lbw=%s", l->blocks);
+        append(t, ">");
     }
 }
 

@@ -8,7 +8,8 @@
 typedef struct infotext_lora {
     char *name, hash[13];
     float unet_weight, text_weight;
-    bool in_prompt; /* the prompt's own text names it */
+    char blocks[BLOCK_WEIGHTS_TEXT]; /* strengths by block, or empty */
+    bool in_prompt;                  /* the prompt's own text names it */
 } infotext_lora;
 
 typedef struct infotext {

@@ -1,13 +1,16 @@
 /* Which programs load what: formats.md 8, module by module. */
 #include "cli/inspection.h"
 
-#include <regex.h>
-#include <stdlib.h>
 #include <string.h>
 
 const char *loader_name(loader program) {
     static const char *const names[LOADER_COUNT] = {"webui", "comfyui", "diffusers", "sd.cpp"};
     return names[program];
+}
+
+const char *loader_title(loader program) {
+    static const char *const titles[LOADER_COUNT] = {"webui", "ComfyUI", "diffusers", "stable-diffusion.cpp"};
+    return titles[program];
 }
 
 static bool has(const adapter_group *g, const char *part) { return adapter_group_part(g, part) != NULL; }
@@ -37,19 +40,6 @@ int64_t inspection_rank(const adapter_kind *kind, const adapter_group *g) {
     return a && a->rank >= 2 ? (a->dims[0] < a->dims[1] ? a->dims[0] : a->dims[1]) : 0;
 }
 
-bool inspection_module_known(const char *flat) {
-    static const char *const pattern =
-        "^lora_(unet_((down_blocks_[0-3]|mid_block|up_blocks_[0-3])_(resnets_[0-2]_(conv1|conv2|time_emb_proj|conv_shortcut|norm1|norm2)|"
-        "attentions_[0-2]_(proj_in|proj_out|norm|transformer_blocks_0_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)|norm[123]))|"
-        "(down|up)samplers_0_conv)|conv_in|conv_out|conv_norm_out|time_embedding_linear_[12])|"
-        "te_text_model_(encoder_layers_[0-9]+_(self_attn_(q|k|v|out)_proj|mlp_fc[12]|layer_norm[12])|final_layer_norm))$";
-    regex_t regex;
-    if (regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) != 0) return true;
-    bool known = regexec(&regex, flat, 0, NULL, 0) == 0;
-    regfree(&regex);
-    return known;
-}
-
 /* ---- one module ---- */
 
 static bool dora_on_output(const adapter_group *g) {
@@ -70,9 +60,27 @@ static bool glora_is_old_and_plain(const adapter_kind *kind, const adapter_group
            alpha == (double)inspection_rank(kind, g);
 }
 
+/* Kinds whose tensors webui multiplies as they are in the file. */
+static bool types_differ(const adapter_kind *kind, const adapter_group *g) {
+    static const char *const multiplied[] = {"loha", "lokr", "glora", "oft", "boft"};
+    static const char *const apart[] = {"alpha", "scale", "dora_scale"};
+    bool product = false;
+    const safetensors_tensor *first = NULL;
+    for (int k = 0; k < 5; k++) product |= is_kind(kind, multiplied[k]);
+    for (int p = 0; product && p < g->count; p++) {
+        bool skip = false;
+        for (int k = 0; k < 3; k++) skip |= !strcmp(g->parts[p].name, apart[k]);
+        if (skip) continue;
+        if (first && first->type != g->parts[p].tensor->type) return true;
+        first = g->parts[p].tensor;
+    }
+    return false;
+}
+
 static const char *webui_obstacle(const adapter_kind *kind, const adapter_group *g) {
     double alpha;
-    if (g->style == ADAPTER_DOTTED || g->style == ADAPTER_PROCESSOR) return "webui does not know PEFT's and diffusers' names";
+    if (g->style == ADAPTER_DOTTED || g->style == ADAPTER_PROCESSOR)
+        return "dotted names as PEFT and diffusers write them, which webui does not know";
     if (g->style == ADAPTER_OFT_UNET && (strstr(g->shown, "down_blocks") || strstr(g->shown, "mid_block") || strstr(g->shown, "up_blocks")))
         return "webui does not find modules named oft_unet in diffusers' spelling";
     if (strstr(g->shown, "conv_norm_out") || strstr(g->shown, "text_model_final_layer_norm"))
@@ -98,15 +106,17 @@ static const char *webui_obstacle(const adapter_kind *kind, const adapter_group 
         return "GLoRA in LyCORIS' current naming, on a convolution, or with alpha other than the rank";
     if ((is_kind(kind, "oft") || is_kind(kind, "boft")) && !has(g, "oft_blocks") && !has(g, "oft_diag"))
         return "OFT as PEFT and OneTrainer store it";
+    if (has(g, "bias_indices")) return "a sparse residual, which webui leaves out";
+    if (types_differ(kind, g)) return "tensors of different number types, which webui multiplies as they are: it skips the layer";
     return NULL;
 }
 
 static const char *comfyui_obstacle(const adapter_kind *kind, const adapter_group *g) {
     double alpha;
-    if (g->style == ADAPTER_DOTTED && g->part == CHECKPOINT_UNET) return "diffusers' names";
-    if (g->style == ADAPTER_OFT_UNET) return "oft_unet names";
-    if (!kind || is_kind(kind, "tlora") || is_kind(kind, "ia3")) return "unknown set of parts";
-    if (dora_on_output(g)) return "DoRA on the output axis";
+    if (g->style == ADAPTER_DOTTED && g->part == CHECKPOINT_UNET) return "dotted names of the U-Net's modules";
+    if (g->style == ADAPTER_OFT_UNET) return "names that begin with oft_unet";
+    if (!kind || is_kind(kind, "tlora") || is_kind(kind, "ia3")) return "a kind it does not know";
+    if (dora_on_output(g)) return "DoRA on the output axis, which it computes otherwise";
     if (is_kind(kind, "glora")) {
         const safetensors_tensor *a = get(g, "a1.weight");
         return (a && a->dims[0] > a->dims[1]) || glora_is_old_and_plain(kind, g)
@@ -120,22 +130,25 @@ static const char *comfyui_obstacle(const adapter_kind *kind, const adapter_grou
 
 static const char *diffusers_obstacle(const adapter_kind *kind, const adapter_group *g) {
     bool dotted = g->style == ADAPTER_DOTTED || g->style == ADAPTER_PROCESSOR;
-    if (!is_kind(kind, "lora")) return "not a LoRA";
-    if (has(g, "lora_mid.weight")) return "lora_mid";
-    if (has(g, "dora_scale") && !dotted) return "DoRA";
+    if (!is_kind(kind, "lora")) return "a kind it does not know: only LoRA";
+    if (has(g, "lora_mid.weight")) return "Tucker's middle factor (lora_mid)";
+    if (has(g, "dora_scale") && !dotted) return "DoRA: dora_scale is dropped, and the rest is another change";
     return NULL;
 }
 
 static const char *sdcpp_obstacle(const adapter_kind *kind, const adapter_group *g) {
     double alpha;
-    if (!is_kind(kind, "lora") && !is_kind(kind, "loha") && !is_kind(kind, "lokr") && !is_kind(kind, "full")) return "unknown kind";
-    if (has(g, "dora_scale")) return "DoRA";
-    if (has(g, "lokr_t2")) return "lokr_t2";
-    if (is_kind(kind, "lokr") && inspection_rank(kind, g) == 1 && inspection_alpha(g, &alpha) && alpha != 1) return "rank 1 with alpha";
+    if (!is_kind(kind, "lora") && !is_kind(kind, "loha") && !is_kind(kind, "lokr") && !is_kind(kind, "full"))
+        return "a kind it does not know";
+    if (has(g, "dora_scale")) return "DoRA, which it ignores";
+    if (has(g, "lokr_t2")) return "Tucker's middle factor (lokr_t2)";
+    if (is_kind(kind, "lokr") && inspection_rank(kind, g) == 1 && inspection_alpha(g, &alpha) && alpha != 1)
+        return "LoKr of rank 1 whose alpha is ignored";
     return NULL;
 }
 
 const char *inspection_obstacle(loader program, const adapter_kind *kind, const adapter_group *g) {
+    if (program != LOADER_WEBUI && (has(g, "bias") || has(g, "bias_indices"))) return "a residual beside the factors, which it leaves out";
     switch (program) {
     case LOADER_WEBUI: return webui_obstacle(kind, g);
     case LOADER_COMFYUI: return comfyui_obstacle(kind, g);

@@ -46,6 +46,7 @@ static int run_command(const command *c, int argc, char **argv) {
         char names[512] = "";
         for (int i = 0; i < o.noted.count; i++) snprintf(names + strlen(names), sizeof names - strlen(names), " --%s", o.noted.item[i]);
         if (*names) terminal_say("note: without effect here, accepted for the sake of saved command lines:%s", names);
+        for (int i = 0; i < o.remarks.count; i++) terminal_say("note: %s", o.remarks.item[i]);
         status = c->run(&o);
     }
     options_free(&o);

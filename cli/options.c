@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "cli/nearest.h"
+#include "cli/network_args.h"
 #include "cli/samplers.h"
 
 #include <ctype.h>
@@ -159,7 +160,7 @@ static bool read_choice(const char *what, const char *text, const option *row, c
 
 /* ---- one option ---- */
 
-static void list_add(options_list *list, const char *text) {
+void options_list_add(options_list *list, const char *text) {
     list->item = memory_grow(list->item, (size_t)list->count + 1, sizeof *list->item);
     list->item[list->count++] = text;
 }
@@ -179,12 +180,18 @@ static bool store(options *o, const option *row, const char *what, const char *t
     case OPTION_TEXT: *(const char **)field = text; return true;
     case OPTION_LIST:
         if (!*text) return error_set(err, "%s: is empty; it needs a %s", what, row->value);
-        list_add(field, text);
+        options_list_add(field, text);
         return true;
-    case OPTION_NOTED: list_add(&o->noted, row->name); return true;
+    case OPTION_NOTED: options_list_add(&o->noted, row->name); return true;
     case OPTION_REFUSED: return error_set(err, "%s is not an option here: %s", what, row->help);
     }
     return false;
+}
+
+bool options_set(options *o, const char *what, const char *name, const char *value, error *err) {
+    const option *row = option_find(name, o->command->bit);
+    o->given[row - option_table] = value;
+    return store(o, row, what, value, err);
 }
 
 static void set_defaults(options *o, unsigned bit) {
@@ -271,7 +278,10 @@ static bool read_option(options *o, const command *c, int argc, char **argv, int
         value = negated ? "0" : "1";
     }
     o->given[row - option_table] = value;
-    return store(o, row, what, value, err);
+    if (!store(o, row, what, value, err)) return false;
+    for (; row->several && *index + 1 < argc && argv[*index + 1][0] != '-'; ++*index)
+        if (!store(o, row, what, argv[*index + 1], err)) return false;
+    return true;
 }
 
 static bool read_arguments(options *o, const command *c, int argc, char **argv, error *err) {
@@ -289,7 +299,7 @@ static bool read_arguments(options *o, const command *c, int argc, char **argv, 
         } else if (!only_words && argument[0] == '-' && argument[1]) {
             if (!read_option(o, c, argc, argv, &i, err)) return false;
         } else {
-            list_add(&o->words, argument);
+            options_list_add(&o->words, argument);
         }
         if (o->help) return true;
     }
@@ -301,6 +311,7 @@ bool options_parse(options *o, const command *c, int argc, char **argv, error *e
     set_defaults(o, c->bit);
     if (!read_arguments(o, c, argc, argv, err)) return false;
     if (o->help) return true;
+    if ((o->network_module || o->network_args.count) && !network_args_apply(o, err)) return false;
     if (sampler_names_karras(options_text(o, "sampler")) && !options_given(o, "schedule")) o->schedule = "karras";
     if (o->words.count > c->words_most)
         return c->words_most
@@ -314,7 +325,13 @@ bool options_parse(options *o, const command *c, int argc, char **argv, error *e
 void options_free(options *o) {
     free(o->words.item);
     free(o->noted.item);
-    free(o->loras.item);
+    free(o->remarks.item);
+    for (const option *row = option_table; row->name; row++) {
+        options_list *list = row->type == OPTION_LIST ? (options_list *)(void *)((char *)o + row->offset) : NULL;
+        if (!list) continue;
+        free(list->item);
+        *list = (options_list){0}; /* other rows may mean the same field */
+    }
     *o = (options){0};
 }
 

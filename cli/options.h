@@ -17,7 +17,11 @@ enum {
     COMMAND_INSPECT = 1 << 3,
     COMMAND_DEVICES = 1 << 4,
     COMMAND_BENCH = 1 << 5,
-    COMMAND_ALL = (1 << 6) - 1
+    COMMAND_CONVERT = 1 << 6,
+    COMMAND_MERGE = 1 << 7,
+    COMMAND_EXTRACT = 1 << 8,
+    COMMAND_GRID = 1 << 9,
+    COMMAND_ALL = (1 << 10) - 1
 };
 
 typedef struct options options;
@@ -44,7 +48,7 @@ typedef enum option_type {
     OPTION_FILE,   /* const char *, not empty */
     OPTION_CHOICE, /* const char *: the canonical name */
     OPTION_SIZE,   /* options_size, from WxH or one number */
-    OPTION_LIST,   /* options_list: may be given several times */
+    OPTION_LIST,   /* options_list: may be given several times; with `several` as many words as follow */
     OPTION_NOTED,  /* accepted for the sake of saved command lines, without effect */
     OPTION_REFUSED /* known elsewhere; `help` says what to use instead */
 } option_type;
@@ -67,6 +71,7 @@ typedef struct option {
     const char *value; /* how help names the value: N, FILE, WxH; of OPTION_NOTED: not NULL when it takes a value */
     const char *group;
     const char *help;
+    bool several; /* of OPTION_LIST */
 } option;
 
 /* Ends with a row without a name. */
@@ -86,6 +91,7 @@ struct options {
     const command *command;
     options_list words;     /* FILE..., PART: what is no option */
     options_list noted;     /* options accepted without effect */
+    options_list remarks;   /* what the user should know about what was understood; texts that stay */
     const char *given[256]; /* by row of the table: the text given, NULL: not given */
 
     int help, quiet, verbose, json;
@@ -102,7 +108,17 @@ struct options {
     const char *kind, *targets;
     int64_t rank, conv_rank;
     double alpha, conv_alpha, constraint;
-    int dora, tucker, decompose_both, full_matrix, rescaled;
+    double network_dropout, rank_dropout, module_dropout, max_norm;
+    int64_t block_size;
+    int rs_lora, use_scalar;
+    const char *init;
+    double loraplus, loraplus_unet, loraplus_text;
+    const char *block_dims, *block_alphas, *conv_block_dims, *conv_block_alphas, *down_lr_weight, *mid_lr_weight, *up_lr_weight;
+    double block_lr_zero;
+    options_list module_rank, module_alpha, module_lr;
+    const char *network_module;
+    options_list network_args;
+    int dora, tucker, decompose_both, full_matrix, rescaled, train_norm;
     int64_t factor;
 
     /* data */
@@ -129,6 +145,24 @@ struct options {
     const char *prompt, *negative, *sampler, *schedule, *noise;
     double cfg;
     int64_t width, height, batch;
+    options_list prompts; /* of a grid */
+    const char *strengths;
+    int bare;
+
+    /* adapters rewritten */
+    const char *format, *dtype, *dynamic;
+    double dynamic_param;
+    int64_t cut_rank;
+
+    /* adapters from models */
+    const char *tuned, *into;
+    double energy, clamp_quantile, min_diff;
+
+    /* what a file says about itself */
+    const char *title, *description, *notes, *author, *license, *tags, *preview;
+    options_list set;
+    int strip_metadata, side_files;
+    double preferred_weight;
 
     /* bench */
     const char *part;
@@ -143,6 +177,10 @@ void options_free(options *o);
 bool options_given(const options *o, const char *name);
 /* Its text as typed; NULL when not given. */
 const char *options_text(const options *o, const char *name);
+
+/* Sets an option as if it had been given; value as typed (of a switch 1 or 0), which must stay. what: names it in messages. */
+bool options_set(options *o, const char *what, const char *name, const char *value, error *err);
+void options_list_add(options_list *list, const char *text);
 
 /* Row of an option by any name or alias, without dashes, '_' equal to '-'. `commands`: rows of these commands go first. NULL: unknown. */
 const option *option_find(const char *name, unsigned commands);

@@ -107,7 +107,7 @@ bool probe_train_grad(probe *p, error *err) {
     adapter_spec spec;
     learner_batch batch;
     if (!read_batch(p, &batch, err) || !adapter_spec_parse(p->options->loras.item[0], &spec, err)) return false;
-    adapter *a = session_add_adapter(s, spec.path, spec.unet_weight, spec.text_weight, true, err);
+    adapter *a = session_add_adapter(s, &spec, true, err);
     free(spec.path);
     if (!a) return false;
     learner_options settings = learner_default_options();

@@ -86,8 +86,9 @@ bool session_open_model(session *s, const options *o, error *err) {
     return s->pipeline != NULL;
 }
 
-adapter *session_add_adapter(session *s, const char *path, float unet_weight, float text_weight, bool trainable, error *err) {
+adapter *session_add_adapter(session *s, const adapter_spec *spec, bool trainable, error *err) {
     adapter_report report = {0};
+    const char *path = spec->path;
     adapter *a = adapter_load(path, s->pipeline->modules, s->device, trainable, &report, err);
     if (!a) return NULL;
     char text[2048];
@@ -97,7 +98,8 @@ adapter *session_add_adapter(session *s, const char *path, float unet_weight, fl
     else
         terminal_detail("%s: all %d modules applied", path, report.total);
     adapter_report_free(&report);
-    adapter_stack_add(s->pipeline->adapters, a, unet_weight, text_weight);
+    adapter_stack_add(s->pipeline->adapters, a, spec->unet_weight, spec->text_weight);
+    adapter_stack_set_blocks(s->pipeline->adapters, a, &spec->blocks);
     pipeline_adapters_changed(s->pipeline);
     return a;
 }
@@ -106,7 +108,7 @@ static bool add_adapters(session *s, const options *o, error *err) {
     for (int i = 0; i < o->loras.count; i++) {
         adapter_spec spec;
         if (!adapter_spec_parse(o->loras.item[i], &spec, err)) return false;
-        adapter *a = session_add_adapter(s, spec.path, spec.unet_weight, spec.text_weight, false, err);
+        adapter *a = session_add_adapter(s, &spec, false, err);
         free(spec.path);
         if (!a) return false;
     }

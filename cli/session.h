@@ -17,7 +17,7 @@ bool session_open(session *s, const options *o, error *err);
 bool session_open_device(session *s, const options *o, error *err);
 bool session_open_model(session *s, const options *o, error *err);
 /* One adapter on top of the stack, trainable or not; what was not applied is said. NULL on error. */
-adapter *session_add_adapter(session *s, const char *path, float unet_weight, float text_weight, bool trainable, error *err);
+adapter *session_add_adapter(session *s, const adapter_spec *spec, bool trainable, error *err);
 void session_close(session *s);
 
 /* The file that --model means: `demo` is the model that comes with the program. Freed by the caller; NULL on error. */

@@ -12,9 +12,36 @@
 
 double train_text_rate(const options *o) { return o->unet_only == 1 ? 0 : o->text_encoder_lr; }
 
+static double ratio(double own, double common) { return !isnan(own) ? own : isnan(common) ? 0 : common; }
+
+static adapter_rules rules(options_list list) { return (adapter_rules){list.item, list.count}; }
+
+static void put_module_settings(const options *o, adapter_options *a) {
+    const char *name;
+    for (int i = 0; (name = adapter_init_at(i)); i++)
+        if (strcmp(name, o->init) == 0) a->init = (adapter_init)i;
+    a->alpha_is_rank = isnan(o->alpha);
+    a->conv_optional = o->network_module != NULL; /* LyCORIS' lines have a conv_dim whatever the preset */
+    a->rank_stabilised = o->rs_lora == 1;
+    a->trained_scalar = o->use_scalar == 1;
+    a->up_ratio[CHECKPOINT_UNET] = ratio(o->loraplus_unet, o->loraplus);
+    a->up_ratio[CHECKPOINT_TEXT_ENCODER] = ratio(o->loraplus_text, o->loraplus);
+    a->block_dims = o->block_dims;
+    a->block_alphas = o->block_alphas;
+    a->conv_block_dims = o->conv_block_dims;
+    a->conv_block_alphas = o->conv_block_alphas;
+    a->down_lr_weight = o->down_lr_weight;
+    a->mid_lr_weight = o->mid_lr_weight;
+    a->up_lr_weight = o->up_lr_weight;
+    a->block_lr_zero_threshold = o->block_lr_zero;
+    a->module_rank = rules(o->module_rank);
+    a->module_alpha = rules(o->module_alpha);
+    a->module_lr = rules(o->module_lr);
+}
+
 adapter_options train_adapter_options(const options *o) {
     bool conv = options_given(o, "conv-rank");
-    adapter_options a = {.kind = conv && !options_given(o, "kind") ? "locon" : o->kind,
+    adapter_options a = {.kind = (conv || o->conv_block_dims) && !options_given(o, "kind") ? "locon" : o->kind,
                          .targets = o->targets,
                          .rank = (int)o->rank,
                          .dora = o->dora == 1,
@@ -24,10 +51,17 @@ adapter_options train_adapter_options(const options *o) {
                          .full_matrix = o->full_matrix == 1,
                          .constraint = isnan(o->constraint) ? 0 : o->constraint,
                          .rescaled = o->rescaled == 1,
+                         .train_norm = o->train_norm == 1,
+                         .stepwise = {.network_dropout = o->network_dropout,
+                                      .rank_dropout = o->rank_dropout,
+                                      .module_dropout = o->module_dropout,
+                                      .block_size = (int)o->block_size,
+                                      .max_norm = isnan(o->max_norm) ? 0 : o->max_norm},
                          .seed = (uint64_t)o->seed};
     a.alpha = isnan(o->alpha) ? (double)o->rank : o->alpha;
     a.conv_rank = conv ? (int)o->conv_rank : 0;
     a.conv_alpha = !isnan(o->conv_alpha) ? o->conv_alpha : conv ? (double)o->conv_rank : 0;
+    put_module_settings(o, &a);
     a.train_text_encoder = train_text_rate(o) > 0;
     return a;
 }

@@ -31,13 +31,13 @@ set(VULORA_SHADERS
   attention_half_keys:1 attention_half_queries:1 attention_join:1
   group_norm:2 group_norm_stats:1 group_norm_finish:0 group_norm_apply:2
   group_norm_backward:3 group_norm_backward_stats:2 group_norm_backward_apply:3
-  layer_norm:2 layer_norm_backward:3
+  layer_norm:2 layer_norm_backward:3 norm_weight:2 norm_weight_finish:0
   activation:2 activation_backward:3 geglu:2 geglu_backward:3 add:3
-  scale_columns:2 column_sum:2 matmul:1 products:1 products_backward:0
+  scale_columns:2 dropout:2 column_sum:2 matmul:1 products:1 products_backward:0 dot:0
   mix:2 mix_weight:2 rotate:2 rotate_weight:2 take:0 take_backward:0 cayley:0 cayley_sum:0 cayley_backward:0 cayley_finish:0
-  dora_norm:1 dora_factor:0 dora_slope:0 dora_backward:1
+  dora_norm:1 dora_factor:0 dora_slope:0 dora_backward:1 dora_factored:0 dora_factored_backward:0
   concat:3 split:3 upsample:2 upsample_backward:2 sum_pixels:2
-  mse:2 mse_backward:3 sum:0 square_sum:0 grad_norm:0 adamw:0)
+  mse:2 mse_backward:3 sum:0 square_sum:0 grad_norm:0 adamw:0 gate_gradient:0 gram:0 limit_norm:0)
 
 # The letters of variant number `bits` of n.
 function(vulora_shader_letters n bits result)

@@ -53,13 +53,18 @@ static bool parse_lora_part(prompt_lora *lora, float *unet, int *position, const
     size_t key = equals ? (size_t)(equals - part) : 0, rest = equals ? length - key - 1 : length;
     const char *value = equals ? equals + 1 : part;
     if (!equals) ++*position;
+    if (key == 3 && memcmp(part, "lbw", 3) == 0) {
+        free(lora->blocks);
+        lora->blocks = memory_format("%.*s", (int)rest, value);
+        return true;
+    }
     if ((!equals && *position == 1) || (key == 2 && memcmp(part, "te", 2) == 0))
         return parse_weight(&lora->te_weight, value, rest, tag, tag_length, err);
     if ((!equals && *position == 2) || (key == 4 && memcmp(part, "unet", 4) == 0))
         return parse_weight(unet, value, rest, tag, tag_length, err);
     return error_set(err,
-                     "prompt: %.*s: '%.*s' is not supported; a text encoder weight and a U-Net weight are: <lora:NAME:0.8:0.5> or "
-                     "<lora:NAME:te=0.8:unet=0.5>",
+                     "prompt: %.*s: '%.*s' is not supported; a text encoder weight, a U-Net weight and weights by block are: "
+                     "<lora:NAME:0.8:0.5> or <lora:NAME:te=0.8:unet=0.5:lbw=OUTALL>",
                      (int)(tag_length < 200 ? tag_length : 200), tag, (int)(length < 60 ? length : 60), part);
 }
 
@@ -75,7 +80,10 @@ static bool parse_lora(prompt_plan *p, const char *args, size_t length, const ch
         part++;
         const char *next = memchr(part, ':', (size_t)(end - part));
         if (!next) next = end;
-        if (!parse_lora_part(&lora, &unet, &position, part, (size_t)(next - part), tag, tag_length, err)) return false;
+        if (!parse_lora_part(&lora, &unet, &position, part, (size_t)(next - part), tag, tag_length, err)) {
+            free(lora.blocks);
+            return false;
+        }
         part = next;
     }
     lora.unet_weight = isnan(unet) ? lora.te_weight : unet;
@@ -318,7 +326,10 @@ bool prompt_parse(prompt_plan *p, const char *text, int steps, bool negative, er
 }
 
 void prompt_free(prompt_plan *p) {
-    for (int i = 0; i < p->lora_count; i++) free(p->loras[i].name);
+    for (int i = 0; i < p->lora_count; i++) {
+        free(p->loras[i].name);
+        free(p->loras[i].blocks);
+    }
     for (int i = 0; i < p->stage_count; i++) free(p->stages[i].text);
     free(p->loras);
     free(p->stages);

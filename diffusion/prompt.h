@@ -14,9 +14,10 @@
 
 enum { PROMPT_CHUNK = 77, PROMPT_CHUNK_TEXT = 75 };
 
-/* <lora:NAME:TE:UNET>, <lora:NAME:te=A:unet=B>, or with <lyco:: one weight goes for both, none is 1. */
+/* <lora:NAME:TE:UNET>, <lora:NAME:te=A:unet=B>, or with <lyco:: one weight goes for both, none is 1. :lbw=BLOCKS may follow. */
 typedef struct prompt_lora {
     char *name;
+    char *blocks; /* what stands behind lbw=, or NULL */
     float te_weight, unet_weight;
 } prompt_lora;
 
@@ -65,6 +66,8 @@ typedef struct prompt_tokenizer {
     size_t (*encode)(void *user, const char *text, int32_t *ids, size_t capacity);
     void *user;
     int32_t start_id, end_id; /* CLIP: 49406, 49407; end_id pads too */
+    /* How many ids from this one on must not be parted by the end of a chunk (at most 75). NULL: 1 always. */
+    int (*together)(void *user, int32_t id);
 } prompt_tokenizer;
 
 typedef struct prompt_chunks {

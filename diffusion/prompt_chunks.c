@@ -33,13 +33,20 @@ static void close_chunk(builder *b, int length) {
     memmove(b->weights, b->weights + length, (size_t)b->count * sizeof *b->weights);
 }
 
-static void add_token(builder *b, int32_t id, float weight, int32_t comma_id) {
+/* Ends a full chunk, and one that has not the place for what must stay together. */
+static void make_room(builder *b, int32_t id, int32_t comma_id) {
     if (b->count == PROMPT_CHUNK_TEXT) {
         /* webui counts the distance from the comma itself to the end of the chunk */
         bool near = b->comma && PROMPT_CHUNK_TEXT - (b->comma - 1) <= COMMA_BACKTRACK && id != comma_id;
         close_chunk(b, near ? b->comma : PROMPT_CHUNK_TEXT);
         /* a comma on the very last place: nothing moved, the chunk is whole */
     }
+    int together = b->tokenizer->together ? b->tokenizer->together(b->tokenizer->user, id) : 1;
+    if (b->count + together > PROMPT_CHUNK_TEXT) close_chunk(b, b->count);
+}
+
+static void add_token(builder *b, int32_t id, float weight, int32_t comma_id) {
+    make_room(b, id, comma_id);
     b->ids[b->count] = id;
     b->weights[b->count++] = weight;
     if (id == comma_id) b->comma = b->count;

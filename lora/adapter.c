@@ -1,6 +1,7 @@
 #include "lora/adapter.h"
 
 #include "base/memory.h"
+#include "lora/words.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +12,10 @@ void adapter_free(adapter *a) {
     for (int i = 0; i < a->module_count; i++)
         for (int j = 0; j < ADAPTER_MODULE_TENSORS; j++) free(a->modules[i].tensors[j].name);
     free(a->modules);
+    adapter_words_free(a);
     tensor_pool_free(a->pool);
     tensor_pool_free(a->gradients);
+    tensor_pool_free(a->starts);
     free(a->path);
     free(a);
 }
@@ -163,6 +166,7 @@ bool adapter_put_tensor(adapter *a, adapter_module *m, int index, const char *na
     t->rank = rank;
     memcpy(t->dims, dims, (size_t)rank * sizeof *dims);
     t->layout = layout;
+    t->rate = 1;
     t->taps = layout == ADAPTER_TAPS ? (int)(dims[2] * dims[3]) : m->info->kernel * m->info->kernel;
     int64_t dim[TENSOR_RANK];
     int engine_rank = engine_shape(t, dim);

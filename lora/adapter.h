@@ -8,7 +8,10 @@
 
 typedef struct adapter_kind adapter_kind; /* lora/kind.h */
 
-enum { ADAPTER_MODULE_TENSORS = 8 }; /* the last one is DoRA's magnitudes, of every kind that it wraps */
+/* Behind a kind's own tensors: the trained scalar (part_factor), DoRA's magnitudes and a dense residual (lora/residual.h), of every kind
+   that has them. */
+enum { ADAPTER_MODULE_TENSORS = 10, ADAPTER_SCALAR = 7, ADAPTER_MAGNITUDE = 8, ADAPTER_RESIDUAL = 9 };
+enum { ADAPTER_MOST_RANK = 1024 };
 
 /* How a tensor lies in the engine. */
 typedef enum adapter_layout {
@@ -26,16 +29,22 @@ typedef struct adapter_tensor {
     int taps; /* of ADAPTER_TAPS and ADAPTER_FLAT_TAPS */
     adapter_layout layout;
     tensor *value; /* in the engine's layout; of a trained adapter fp32 with value->grad, else frozen */
+    float rate;    /* what the learning rate of its part of the model is multiplied with */
 } adapter_tensor;
+
+typedef struct adapter_step adapter_step; /* lora/stepwise.h */
 
 typedef struct adapter_module {
     const adapter_kind *kind;
     const module_info *info;
     int64_t rank;
-    double alpha;                                   /* as files store it: of OFT the constraint, of (IA)^3 whether inputs are scaled */
-    double scale;                                   /* what the change is multiplied with: alpha / rank for LoRA */
-    bool dora_on_output;                            /* of DoRA: one magnitude per output instead of per input */
+    double alpha;        /* as files store it: of OFT the constraint, of (IA)^3 whether inputs are scaled */
+    double scale;        /* what the change is multiplied with: alpha / rank for LoRA */
+    tensor *start[2];    /* PiSSA (lora/start.h): what its factors began with, frozen; else NULL */
+    double asked_alpha;  /* rank-stabilised: alpha as the options say it, alpha being that times the root of the rank; else 0 */
+    bool dora_on_output; /* of DoRA: one magnitude per output instead of per input */
     adapter_tensor tensors[ADAPTER_MODULE_TENSORS]; /* in the kind's order; absent ones have no value */
+    adapter_step *step;                             /* while a training tape is recorded, else NULL */
 } adapter_module;
 
 /* What can be trained: one row for every name of --kind. */
@@ -46,15 +55,29 @@ typedef struct adapter_trainee {
     const char *module, *algorithm; /* sd-scripts' network_module, and its argument algo (NULL: none), for metadata */
 } adapter_trainee;
 
+enum { DYLORA_BLOCK_SIZE = 4 /* as LyCORIS */ };
+
+/* What a training does differently from step to step (lora/stepwise.h). */
+typedef struct adapter_stepwise {
+    double network_dropout, rank_dropout, module_dropout; /* rates below 1; 0: none */
+    int block_size;                                       /* dylora: ranks that an update trains; 0: DYLORA_BLOCK_SIZE */
+    double max_norm;                                      /* of a module's change after an update; 0: any */
+} adapter_stepwise;
+
 typedef struct adapter {
     char *path; /* the file it came from; NULL: new */
     device *device;
+    tensor_pool *starts;           /* of modules' first values, or NULL */
     tensor_pool *pool, *gradients; /* apart, so that the optimizer finds each kind side by side */
     bool trainable;
     const adapter_trainee *trainee; /* of a new one */
-    adapter_module *modules;        /* by flat name */
+    adapter_stepwise stepwise;
+    uint64_t seed;           /* of that */
+    adapter_module *modules; /* by flat name */
     int module_count;
     const module_table *table;
+    struct adapter_word *words; /* textual inversions (lora/words.h) */
+    int word_count;
 } adapter;
 
 /* What a file held and what became of it. */
@@ -78,9 +101,23 @@ adapter *adapter_load(const char *path, const module_table *table, device *d, bo
 const adapter_trainee *adapter_trainee_at(int index);
 const adapter_trainee *adapter_trainee_find(const char *name);
 
+/* By number: what --targets can be besides an expression; NULL behind the last. */
+const char *adapter_targets_at(int index);
+
+/* "REGEX=NUMBER", for the modules whose names fit; what comes last counts. */
+typedef struct adapter_rules {
+    const char *const *item;
+    int count;
+} adapter_rules;
+
+typedef enum adapter_init { ADAPTER_INIT_DEFAULT, ADAPTER_INIT_NORMAL, ADAPTER_INIT_PISSA, ADAPTER_INIT_COUNT } adapter_init;
+
+/* "kaiming", "normal", "pissa"; NULL behind the last. */
+const char *adapter_init_at(int index);
+
 typedef struct adapter_options {
     const char *kind;    /* of adapter_trainee; NULL: "lora" */
-    const char *targets; /* "attn", "attn-mlp", "full", a POSIX extended regular expression on module names, or NULL: the kind's default */
+    const char *targets; /* one of adapter_targets_at, a POSIX extended regular expression on module names, or NULL: the kind's default */
     int rank;
     double alpha;
     bool dora, tucker;                /* lora, locon, loha, lokr: DoRA around it; Tucker factors of 3x3 convolutions */
@@ -90,6 +127,20 @@ typedef struct adapter_options {
     bool rescaled;                    /* oft, boft: outputs are scaled too */
     int conv_rank;                    /* of 3x3 convolutions; 0: as rank */
     double conv_alpha;                /* 0: as alpha */
+    bool conv_optional;               /* conv_rank and conv_alpha may find no convolution */
+    bool alpha_is_rank;               /* alpha was not asked for: modules of another rank take that */
+    bool rank_stabilised;             /* lora, locon, loha, lokr: scaled by alpha / sqrt(rank) */
+    bool trained_scalar;              /* lora, locon, loha, lokr, glora: the change times a trained number that begins at 0 */
+    adapter_init init;                /* of lora, locon: how A begins. pissa: adapter_start_set is still to be called */
+    /* Learning rates of LoRA's second factor (LoRA+), as parts of the usual one; 0: the same. By checkpoint_part. */
+    double up_ratio[CHECKPOINT_PARTS];
+    /* sd-scripts' settings by block (lora/settings.h), as texts; NULL: none. */
+    const char *block_dims, *block_alphas, *conv_block_dims, *conv_block_alphas;
+    const char *down_lr_weight, *mid_lr_weight, *up_lr_weight;
+    double block_lr_zero_threshold;
+    adapter_rules module_rank, module_alpha, module_lr; /* a rank or a factor of 0: no adapter there */
+    adapter_stepwise stepwise;
+    bool train_norm; /* of other kinds than norm: the U-Net's norms too (LyCORIS' train_norm) */
     bool train_text_encoder;
     uint64_t seed;
 } adapter_options;

@@ -2,13 +2,15 @@
 
 #include "base/memory.h"
 #include "lora/parts.h"
+#include "lora/residual.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-/* PEFT stores the output axis of a convolution as [1, out, 1, 1]; its files have dotted names. */
-static bool on_output(const adapter_module *m, const adapter_group *g, const safetensors_tensor *t) {
-    bool peft = g->style == ADAPTER_DOTTED || g->style == ADAPTER_PROCESSOR;
+/* PEFT, under its own name for them, stores the output axis of a convolution as [1, out, 1, 1]. */
+static bool on_output(const adapter_module *m, const safetensors_tensor *t) {
+    bool peft = strstr(t->name, "lora_magnitude_vector") != NULL;
     return peft || t->rank < 2 || t->dims[0] != 1 || (m->info->out == 1 && m->info->in > 1 && t->dims[1] == 1);
 }
 
@@ -16,9 +18,16 @@ bool adapter_dora_load(adapter *a, adapter_module *m, const adapter_group *g, er
     const adapter_part *part = adapter_group_part(g, "dora_scale");
     if (!part) return true;
     if (!m->kind->difference) return error_set(err, "has dora_scale, which a %s cannot have", m->kind->title);
-    m->dora_on_output = on_output(m, g, part->tensor);
+    m->dora_on_output = on_output(m, part->tensor);
     if ((int64_t)part->tensor->elements != (m->dora_on_output ? m->info->out : m->info->in)) return part_shape_error(m, part->tensor, err);
-    return part_load(a, m, ADAPTER_MAGNITUDE, part, ADAPTER_VECTOR, err);
+    if (!m->dora_on_output) return part_load(a, m, ADAPTER_MAGNITUDE, part, ADAPTER_VECTOR, err);
+    /* As LyCORIS shapes it, so that a file written with it says the axis. */
+    float *values = adapter_part_read(part, err);
+    int64_t dims[] = {m->info->out, 1, 1, 1};
+    bool ok = values && adapter_put_tensor(a, m, ADAPTER_MAGNITUDE, part->tensor->name, m->info->convolution ? 4 : 2, dims, ADAPTER_VECTOR,
+                                           values, err);
+    free(values);
+    return ok;
 }
 
 bool adapter_dora_init(adapter *a, adapter_module *m, error *err) {
@@ -48,18 +57,28 @@ bool adapter_dora_init(adapter *a, adapter_module *m, error *err) {
     return ok;
 }
 
+/* magnitude / |V| of V's columns or rows. Of a product of small factors, and the model's own weight, V's norms take no V. */
+static tensor *factor_of(const adapter_module *m, const adapter_chain *c, int level) {
+    tape *t = c->tape;
+    tensor *left, *right, *magnitude = adapter_module_magnitude(m);
+    bool alone = !adapter_chain_changes(c, level) && !part_value(m, ADAPTER_RESIDUAL);
+    if (alone && m->kind->factors && m->kind->factors(m, t, &left, &right))
+        return op_dora_factored(t, c->site->weight, left, right, (float)m->scale, magnitude, m->dora_on_output);
+    tensor *difference = adapter_chain_difference(c, level, adapter_module_difference(m, t));
+    return op_dora(t, c->site->weight, difference, magnitude, m->dora_on_output);
+}
+
 /* W + m (V c - W). Columns scaled on the input side: W (x + m (c - 1) x) + m D (c x). Rows, on the output side: y + m (c (V x) - y). */
 tensor *adapter_dora_apply(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add,
                            float multiplier) {
     tape *t = c->tape;
-    tensor *difference = adapter_chain_difference(c, level, m->kind->difference(m, t));
-    tensor *factor = op_dora(t, c->site->weight, difference, adapter_module_magnitude(m), m->dora_on_output);
+    tensor *factor = factor_of(m, c, level);
     if (!factor) return NULL;
     if (m->dora_on_output) {
         tensor *y = adapter_chain_product(c, level, x, &(layer_addend){0});
-        return adapter_chain_replace(c, y, m->kind->branch(m, c, x, y, 1), factor, add, multiplier);
+        return adapter_chain_replace(c, y, adapter_module_branch(m, c, x, y, 1), factor, add, multiplier);
     }
     tensor *scaled = op_scale_columns(t, x, (column_scale){.w = factor, .b = 1});
     tensor *moved = multiplier == 1 ? scaled : op_scale_columns(t, x, (column_scale){.w = factor, .a = 1 - multiplier, .b = multiplier});
-    return m->kind->branch(m, c, scaled, adapter_chain_product(c, level, moved, add), multiplier);
+    return adapter_module_branch(m, c, scaled, adapter_chain_product(c, level, moved, add), multiplier);
 }

@@ -4,8 +4,6 @@
 
 #include "lora/kind.h"
 
-enum { ADAPTER_MAGNITUDE = ADAPTER_MODULE_TENSORS - 1 };
-
 /* The module's magnitudes, or NULL: it is no DoRA. */
 static inline tensor *adapter_module_magnitude(const adapter_module *m) { return m->tensors[ADAPTER_MAGNITUDE].value; }
 

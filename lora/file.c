@@ -36,13 +36,24 @@ static bool group_begin(adapter_file *file, const entry *e) {
     return true;
 }
 
+static void add_repeat(adapter_file *file, const safetensors_tensor *kept, const safetensors_tensor *other) {
+    file->repeats = memory_grow(file->repeats, (size_t)file->repeat_count + 1, sizeof *file->repeats);
+    file->repeats[file->repeat_count][0] = kept;
+    file->repeats[file->repeat_count++][1] = other;
+}
+
 static bool group_entries(adapter_file *file, entry *entries, size_t count, error *err) {
     if (count > 0) qsort(entries, count, sizeof *entries, entry_order);
     for (size_t i = 0; i < count; i++) {
         const entry *e = &entries[i];
         if (i == 0 || strcmp(entries[i - 1].name.module, e->name.module) != 0) group_begin(file, e);
         adapter_group *g = &file->groups[file->group_count - 1];
-        if (g->count > 0 && strcmp(g->parts[g->count - 1].name, e->part.name) == 0)
+        bool repeated = g->count > 0 && strcmp(g->parts[g->count - 1].name, e->part.name) == 0;
+        if (repeated && file->keeps_repeats) {
+            add_repeat(file, g->parts[g->count - 1].tensor, e->part.tensor);
+            continue;
+        }
+        if (repeated)
             return error_set(err, "%s: module %s has %s twice: tensors %s and %s", file->path, g->shown, e->part.name,
                              g->parts[g->count - 1].tensor->name, e->part.tensor->name);
         g->parts = memory_grow(g->parts, (size_t)g->count + 1, sizeof *g->parts);
@@ -160,12 +171,16 @@ static bool open_folder(adapter_file *file, error *err) {
                      file->path);
 }
 
-bool adapter_file_open(adapter_file *file, const char *path, error *err) {
-    *file = (adapter_file){.path = memory_string(path)};
+static bool open_path(adapter_file *file, const char *path, bool keeps_repeats, error *err) {
+    *file = (adapter_file){.path = memory_string(path), .keeps_repeats = keeps_repeats};
     if (file_is_directory(path) ? open_folder(file, err) : open_plain(file, path, err)) return true;
     adapter_file_close(file);
     return false;
 }
+
+bool adapter_file_open(adapter_file *file, const char *path, error *err) { return open_path(file, path, false, err); }
+
+bool adapter_file_look(adapter_file *file, const char *path, error *err) { return open_path(file, path, true, err); }
 
 void adapter_file_close(adapter_file *file) {
     for (int i = 0; i < file->group_count; i++) {
@@ -176,6 +191,7 @@ void adapter_file_close(adapter_file *file) {
     }
     free(file->groups);
     free(file->others);
+    free(file->repeats);
     for (int p = 0; p < CHECKPOINT_PARTS; p++) json_decref(file->config[p]);
     for (int s = 0; s < file->source_count; s++) safetensors_close(&file->sources[s]);
     free(file->path);

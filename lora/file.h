@@ -43,11 +43,16 @@ typedef struct adapter_file {
     int other_count;
     struct json_t *config[CHECKPOINT_PARTS]; /* PEFT's, or NULL */
     bool folder;
+    bool keeps_repeats;                      /* of adapter_file_look */
+    const safetensors_tensor *(*repeats)[2]; /* one part of one module in two spellings: the kept tensor, the other */
+    int repeat_count;
 } adapter_file;
 
 /* Opens an adapter: a .safetensors file, or a folder of PEFT's or diffusers'. Refuses by name what is no SD 1.x adapter: other
    architectures, checkpoints, textual inversions. */
 bool adapter_file_open(adapter_file *file, const char *path, error *err);
+/* The same for looking at a file that will not be applied: what says one thing twice is listed in `repeats` instead of refused. */
+bool adapter_file_look(adapter_file *file, const char *path, error *err);
 void adapter_file_close(adapter_file *file);
 
 /* The module's tensor of that part, or NULL. */

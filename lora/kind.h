@@ -30,6 +30,8 @@ typedef struct adapter_chain {
 
 /* W x + addend, with the weight of that level. */
 tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add);
+/* Do adapters below that level change the layer? */
+bool adapter_chain_changes(const adapter_chain *c, int level);
 /* A layer's own convolution with a factor [taps, out, in], or the linear layer [out, in]: no bias. */
 tensor *adapter_chain_factor(const adapter_chain *c, tensor *x, tensor *factor);
 /* y + multiplier * (rescale * changed - y) + addend: for kinds that work on a layer's output y. rescale: [out] or NULL. */
@@ -50,6 +52,8 @@ struct adapter_kind {
     bool (*recognises)(const adapter_group *g);
     const char *const *parts; /* the parts it may have, its tensors first, in their order; NULL behind the last */
     const char *scalar;       /* the part that holds m->alpha, or NULL */
+    unsigned scaled;          /* bits of the tensors that a trained scalar multiplies; files hold the products. 0: it cannot have one */
+    bool foreign;             /* as other programs' files say it: is applied, but neither trained nor written here */
     bool linear_only;         /* trained on linear layers only: webui applies it to no others */
     /* Checks shapes against m->info, fills m. Messages name what is wrong; the caller puts file and module in front. NULL: recognised and
        refused. */
@@ -58,6 +62,11 @@ struct adapter_kind {
     tensor *(*branch)(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor);
     /* D on the tape, shaped as the weight, fp32. */
     tensor *(*difference)(const adapter_module *m, tape *t);
+    /* D = m->scale * left right, fp32 factors [out, r] and [r, in] or [taps, r, in] on the tape. NULL, or false: it is no product of small
+       ones. */
+    bool (*factors)(const adapter_module *m, tape *t, tensor **left, tensor **right);
+    /* ||D / m->scale||^2 on the tape, fp32 [1]. NULL: there is no cheaper way than those. */
+    tensor *(*square_norm)(const adapter_module *m, tape *t);
     /* The whole product of the level above `level`: (W + multiplier * change) x + addend. */
     tensor *(*apply)(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add, float multiplier);
     /* Of norms: changes gamma and beta. */

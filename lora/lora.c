@@ -2,6 +2,8 @@
    y += multiplier * alpha / rank * up(down(x)), `down` with the convolution's own kernel, stride and padding, `up` 1x1. With `lora_mid`
    (Tucker) down and up are 1x1 and the kernel is in the middle. */
 #include "lora/parts.h"
+#include "lora/start.h"
+#include "lora/stepwise.h"
 
 enum { DOWN, UP, MID };
 
@@ -40,31 +42,50 @@ static bool lora_load(adapter *a, adapter_module *m, const adapter_file *file, c
 /* ---- Applying ---- */
 
 static tensor *lora_branch(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor) {
-    tensor *down = part_value(m, DOWN), *up = part_value(m, UP), *mid = part_value(m, MID);
+    tensor *down = part_value(m, DOWN), *up = part_factor(m, c->tape, UP), *mid = part_value(m, MID);
     tensor *h = adapter_chain_factor(c, x, down);
     if (mid) h = adapter_chain_factor(c, h, mid);
-    return op_linear(c->tape, h, up, NULL, y, factor * (float)m->scale);
+    h = adapter_step_hidden(m, c->tape, h);
+    y = op_linear(c->tape, h, up, NULL, y, factor * (float)m->scale);
+    if (!m->start[UP]) return y;
+    return op_linear(c->tape, adapter_chain_factor(c, x, m->start[DOWN]), m->start[UP], NULL, y, -factor * (float)m->scale);
+}
+
+static bool lora_factors(const adapter_module *m, tape *t, tensor **up, tensor **down) {
+    tensor *mid = part_value(m, MID);
+    if (m->start[UP]) return false;
+    *up = part_factor(m, t, UP);
+    *down = mid ? op_matmul(t, mid, part_value(m, DOWN), 1, true) : part_value(m, DOWN);
+    return true;
 }
 
 static tensor *lora_difference(const adapter_module *m, tape *t) {
-    tensor *down = part_value(m, DOWN), *mid = part_value(m, MID);
-    if (mid) down = op_matmul(t, mid, down, 1, true);
-    return op_matmul(t, part_value(m, UP), down, (float)m->scale, true);
+    tensor *up, *down;
+    if (lora_factors(m, t, &up, &down)) return op_matmul(t, up, down, (float)m->scale, true);
+    tensor *now = op_matmul(t, part_value(m, UP), part_value(m, DOWN), (float)m->scale, true);
+    tensor *first = op_matmul(t, m->start[UP], m->start[DOWN], (float)m->scale, true);
+    return op_scale_columns(t, now, (column_scale){.a = 1, .residual = first, .c = -1});
 }
 
 /* ---- New ---- */
 
-/* up: zeros. */
+/* up: zeros, unless a scalar begins at 0 instead. */
 static bool lora_init(adapter *a, adapter_module *m, const adapter_options *o, error *err) {
     const module_info *info = m->info;
     bool mid = o->tucker && info->kernel > 1;
     int64_t k = mid ? 1 : info->kernel, down[4] = {m->rank, info->in, k, k}, up[4] = {info->out, m->rank, 1, 1};
     int64_t middle[4] = {m->rank, m->rank, info->kernel, info->kernel};
     int rank = info->convolution ? 4 : 2;
+    part_fill fill = o->init == ADAPTER_INIT_NORMAL ? PART_NORMAL_RANK : PART_KAIMING,
+              up_fill = o->trained_scalar ? PART_KAIMING : PART_ZEROS;
     m->scale = m->alpha / (double)m->rank;
-    return part_new(a, m, DOWN, rank, down, k > 1 ? ADAPTER_TAPS : ADAPTER_MATRIX, PART_KAIMING, o->seed, err) &&
-           part_new(a, m, UP, rank, up, ADAPTER_MATRIX, PART_ZEROS, o->seed, err) &&
-           (!mid || part_new(a, m, MID, 4, middle, ADAPTER_TAPS, PART_KAIMING, o->seed, err));
+    if (a->stepwise.block_size > 0 && m->rank % a->stepwise.block_size)
+        return error_set(err, "--block-size %d: does not divide the rank %lld of module %s", a->stepwise.block_size, (long long)m->rank,
+                         info->name);
+    return part_new(a, m, DOWN, rank, down, k > 1 ? ADAPTER_TAPS : ADAPTER_MATRIX, fill, o->seed, err) &&
+           part_new(a, m, UP, rank, up, ADAPTER_MATRIX, up_fill, o->seed, err) &&
+           (!mid || part_new(a, m, MID, 4, middle, ADAPTER_TAPS, PART_KAIMING, o->seed, err)) &&
+           (o->init != ADAPTER_INIT_PISSA || adapter_start_new(a, m, err));
 }
 
 const adapter_kind adapter_kind_lora = {
@@ -73,8 +94,10 @@ const adapter_kind adapter_kind_lora = {
     .recognises = lora_recognises,
     .parts = (const char *const[]){"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "scale", "dora_scale", NULL},
     .scalar = "alpha",
+    .scaled = 1u << UP,
     .load = lora_load,
     .branch = lora_branch,
     .difference = lora_difference,
+    .factors = lora_factors,
     .init = lora_init,
 };

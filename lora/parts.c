@@ -32,9 +32,14 @@ bool part_missing_error(const adapter_group *g, const char *present, const char 
 }
 
 bool part_load(adapter *a, adapter_module *m, int index, const adapter_part *part, adapter_layout layout, error *err) {
+    return part_load_scaled(a, m, index, part, layout, 1, err);
+}
+
+bool part_load_scaled(adapter *a, adapter_module *m, int index, const adapter_part *part, adapter_layout layout, float factor, error *err) {
     float *values = adapter_part_read(part, err);
     if (!values) return false;
     const safetensors_tensor *t = part->tensor;
+    for (size_t i = 0; factor != 1 && i < t->elements; i++) values[i] *= factor;
     bool ok = adapter_put_tensor(a, m, index, t->name, t->rank, t->dims, layout, values, err);
     free(values);
     return ok;
@@ -49,7 +54,7 @@ bool part_load_scale(adapter_module *m, const adapter_file *file, const adapter_
         return false;
     if (alpha == 0) alpha = (double)rank;
     if (!has_scale && has_alpha && rank) m->scale = alpha / (double)rank;
-    if (!has_scale && !has_alpha && rank && !adapter_file_peft_scale(file, g, rank, &has_config, &m->scale, err)) return false;
+    if (!has_scale && !has_alpha && !adapter_file_peft_scale(file, g, rank, &has_config, &m->scale, err)) return false;
     m->alpha = m->scale * (double)(rank ? rank : 1);
     return true;
 }
@@ -61,8 +66,8 @@ static uint64_t name_stream(const char *name) {
     return hash;
 }
 
-static void fill_values(float *values, size_t count, double fan_in, part_fill fill, uint64_t seed, uint64_t stream) {
-    double bound = 1 / sqrt(fan_in);
+static void fill_values(float *values, size_t count, double fan_in, double rows, part_fill fill, uint64_t seed, uint64_t stream) {
+    double bound = 1 / sqrt(fan_in), deviation = fill == PART_NORMAL_TENTH ? 0.1 : fill == PART_NORMAL_RANK ? 1 / rows : 1;
     for (size_t i = 0; i < count; i++) {
         if (fill == PART_KAIMING) {
             values[i] = (float)((random_uniform(seed, stream, i) * 2 - 1) * bound);
@@ -70,7 +75,7 @@ static void fill_values(float *values, size_t count, double fan_in, part_fill fi
             values[i] = 1;
         } else { /* Box and Muller */
             double u = 1 - random_uniform(seed, stream, 2 * i), angle = 6.283185307179586 * random_uniform(seed, stream, 2 * i + 1);
-            values[i] = (float)(sqrt(-2 * log(u)) * cos(angle) * (fill == PART_NORMAL_TENTH ? 0.1 : 1));
+            values[i] = (float)(sqrt(-2 * log(u)) * cos(angle) * deviation);
         }
     }
 }
@@ -84,10 +89,26 @@ bool part_new(adapter *a, adapter_module *m, int index, int rank, const int64_t 
     if (fill != PART_ZEROS) {
         values = memory_new(count, sizeof *values);
         /* The first tensor keeps the stream of its module's name, with which LoRA's numbers have always been drawn. */
-        fill_values(values, count, (double)(count / (size_t)dims[0]), fill, seed, name_stream(index ? name : m->info->flat));
+        fill_values(values, count, (double)(count / (size_t)dims[0]), (double)dims[0], fill, seed,
+                    name_stream(index ? name : m->info->flat));
     }
     bool ok = adapter_put_tensor(a, m, index, name, rank, dims, layout, values, err);
     free(values);
+    free(name);
+    return ok;
+}
+
+tensor *part_factor(const adapter_module *m, tape *t, int index) {
+    tensor *value = part_value(m, index), *scalar = part_value(m, ADAPTER_SCALAR);
+    if (!value || !scalar || !(m->kind->scaled & 1u << index)) return value;
+    products_shape s = {
+        .rows_a = value->dim[value->rank - 2], .columns_a = tensor_columns(value), .rows_b = 1, .columns_b = 1, .factor = true, .scale = 1};
+    return op_products(t, value, scalar, s);
+}
+
+bool part_new_scalar(adapter *a, adapter_module *m, error *err) {
+    char *name = memory_format("%s.scalar", m->info->flat);
+    bool ok = adapter_put_tensor(a, m, ADAPTER_SCALAR, name, 1, (int64_t[]){1}, ADAPTER_VECTOR, NULL, err);
     free(name);
     return ok;
 }

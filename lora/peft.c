@@ -11,6 +11,11 @@
 
 enum { CONFIG_BYTES = 1 << 24 };
 
+static bool has_type(const json_t *config, const char *type) {
+    const char *text = json_string_value(json_object_get(config, "peft_type"));
+    return text && strcmp(text, type) == 0;
+}
+
 json_t *peft_config_read(const char *path, error *err) {
     size_t size;
     char *text = file_read_text(path, CONFIG_BYTES, &size, err);
@@ -23,7 +28,16 @@ json_t *peft_config_read(const char *path, error *err) {
         json_decref(config);
         return NULL;
     }
-    return config;
+    /* Others that look like these, as AdaLoRA, say more than the tensors read here. */
+    static const char *const types[] = {"LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT"};
+    const json_t *type = json_object_get(config, "peft_type");
+    bool known = !type || json_is_null(type);
+    for (size_t i = 0; !known && i < sizeof types / sizeof *types; i++) known = has_type(config, types[i]);
+    if (known) return config;
+    error_set(err, "%s: PEFT's %s is not known here; LORA, LOHA, LOKR, IA3, OFT and BOFT are", path,
+              json_is_string(type) ? json_string_value(type) : "peft_type");
+    json_decref(config);
+    return NULL;
 }
 
 bool peft_config_from_metadata(const safetensors *st, json_t *config[CHECKPOINT_PARTS], error *err) {
@@ -81,19 +95,39 @@ static bool pattern_fits(const char *pattern, const char *path) {
     return fits;
 }
 
-bool peft_scale(const json_t *config, const char *path, int64_t rank, double *scale, error *err) {
-    const json_t *alpha = json_object_get(config, "lora_alpha");
+/* The configuration's value for a module: by the first pattern that fits, else the one for all, else PEFT's default. */
+static bool module_value(const json_t *config, const char *key, const char *patterns_key, const char *path, double *value, error *err) {
+    const json_t *found = json_object_get(config, key);
     const char *pattern;
-    json_t *value;
-    json_t *patterns = json_object_get(config, "alpha_pattern");
-    json_object_foreach(patterns, pattern, value) {
+    json_t *own, *patterns = json_object_get(config, patterns_key);
+    json_object_foreach(patterns, pattern, own) {
         if (!pattern_fits(pattern, path)) continue;
-        alpha = value;
+        found = own;
         break;
     }
-    double number = alpha && !json_is_null(alpha) ? json_number_value(alpha) : 8; /* PEFT's default */
-    if ((alpha && !json_is_null(alpha) && !json_is_number(alpha)) || !isfinite(number))
-        return error_set(err, "PEFT's configuration: lora_alpha of %s is not a number", path);
-    *scale = json_is_true(json_object_get(config, "use_rslora")) ? number / sqrt((double)rank) : number / (double)rank;
+    *value = found && !json_is_null(found) ? json_number_value(found) : 8;
+    if ((found && !json_is_null(found) && !json_is_number(found)) || !isfinite(*value))
+        return error_set(err, "PEFT's configuration: %s of %s is not a number", key, path);
+    return true;
+}
+
+bool peft_lists(const json_t *config, const char *key, const char *path) {
+    const json_t *names = json_object_get(config, key), *name;
+    if (json_is_string(names)) return pattern_fits(json_string_value(names), path);
+    size_t i, n = strlen(path);
+    json_array_foreach(names, i, name) {
+        size_t length = json_string_length(name);
+        if (json_is_string(name) && length <= n && strcmp(path + n - length, json_string_value(name)) == 0) return true;
+    }
+    return false;
+}
+
+bool peft_scale(const json_t *config, const char *path, int64_t rank, double *scale, error *err) {
+    bool lycoris = has_type(config, "LOHA") || has_type(config, "LOKR");
+    double alpha, r = (double)rank;
+    if (!module_value(config, lycoris ? "alpha" : "lora_alpha", "alpha_pattern", path, &alpha, err)) return false;
+    if (rank == 0 && !module_value(config, "r", "rank_pattern", path, &r, err)) return false;
+    if (r < 1) return error_set(err, "PEFT's configuration: r of %s is not positive", path);
+    *scale = json_is_true(json_object_get(config, "use_rslora")) ? alpha / sqrt(r) : alpha / r;
     return true;
 }

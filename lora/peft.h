@@ -11,7 +11,11 @@ struct json_t *peft_config_read(const char *path, error *err);
    model's. Leaves config[part] NULL where there is none. */
 bool peft_config_from_metadata(const safetensors *st, struct json_t *config[CHECKPOINT_PARTS], error *err);
 
-/* alpha / rank, or alpha / sqrt(rank) with use_rslora; alpha by the first pattern of alpha_pattern that fits the path, else lora_alpha. */
+/* Is the module one of a list of the configuration: path endings, or one regular expression? */
+bool peft_lists(const struct json_t *config, const char *key, const char *path);
+
+/* alpha / rank, or alpha / sqrt(rank) with use_rslora; alpha by the first pattern of alpha_pattern that fits the path, else lora_alpha (of
+   LoHa and LoKr `alpha`). rank 0: the tensors do not tell it, and it is the configuration's r or rank_pattern's. */
 bool peft_scale(const struct json_t *config, const char *path, int64_t rank, double *scale, error *err);
 
 #endif

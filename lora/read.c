@@ -2,6 +2,8 @@
 #include "lora/dora.h"
 
 #include "base/memory.h"
+#include "lora/residual.h"
+#include "lora/words.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +24,7 @@ static bool check_kind(const adapter_file *file, const adapter_group *g, const a
         return error_set(err, "%s: is a %s adapter (module %s), which cannot be applied: half of it is not in the file", file->path,
                          (*kind)->title, g->shown);
     for (int i = 0; i < g->count; i++)
-        if (!is_part_of(*kind, g->parts[i].name))
+        if (!is_part_of(*kind, g->parts[i].name) && !adapter_residual_part(*kind, g->parts[i].name))
             return error_set(err, "%s: module %s: %s is no part of a %s known here (it has %s)", file->path, g->shown, g->parts[i].name,
                              (*kind)->title, parts);
     return true;
@@ -80,8 +82,10 @@ static bool load_group(adapter *a, const adapter_file *file, const adapter_group
     *m = (adapter_module){.kind = kind, .info = info, .scale = 1};
     if (!info_suits(info, kind))
         return error_set(err, "%s: module %s: a %s adapter on a %s", file->path, g->shown, kind->title, info->kernel ? "layer" : "norm");
-    if (!kind->load(a, m, file, g, err) || !adapter_dora_load(a, m, g, err))
+    if (!kind->load(a, m, file, g, err) || !adapter_dora_load(a, m, g, err) || !adapter_residual_load(a, m, g, err))
         return error_prefix(err, "%s: module %s", file->path, g->shown);
+    if (a->trainable && m->kind->foreign)
+        return error_set(err, "%s: module %s: a %s can be applied, but not trained further", file->path, g->shown, m->kind->title);
     report->applied++;
     return true;
 }
@@ -92,10 +96,11 @@ static bool load_groups(adapter *a, const adapter_file *file, adapter_report *re
     for (int i = 0; i < file->group_count; i++)
         if (!load_group(a, file, &file->groups[i], report, err)) return false;
     for (int i = 0; i < file->other_count; i++) {
-        if (!check_finite(file, file->others[i], err)) return false;
-        report_add(report, file->others[i]->name);
+        bool word;
+        if (!check_finite(file, file->others[i], err) || !adapter_word_load(a, file, file->others[i], &word, err)) return false;
+        if (!word) report_add(report, file->others[i]->name);
     }
-    if (report->applied > 0) return true;
+    if (report->applied > 0 || a->word_count > 0) return true;
     const char *first = report->unapplied_count > 0 ? report->unapplied[0] : "none";
     if (report->total == 0)
         return error_set(err, "%s: is no adapter: no tensor in it has a name that adapters have (the first is %s)", file->path, first);

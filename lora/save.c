@@ -2,7 +2,9 @@
 
 #include "base/memory.h"
 #include "lora/dora.h"
+#include "lora/start.h"
 
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +29,8 @@ void metadata_number(double value, char out[32]) {
     }
 }
 
-/* Rank and alpha of the linear modules and 1x1 convolutions, or of the larger convolutions; rank 0: there are none, -1: they differ. */
+/* Rank and alpha of the linear modules and 1x1 convolutions, or of the larger convolutions; rank 0: there are none that have one, -1: they
+   differ. */
 typedef struct dimension {
     int64_t rank;
     double alpha;
@@ -37,10 +40,13 @@ static dimension adapter_dimension(const adapter *a, bool large_kernel) {
     dimension d = {0};
     for (int i = 0; i < a->module_count; i++) {
         const adapter_module *m = &a->modules[i];
-        if ((m->info->kernel > 1) != large_kernel) continue;
+        if ((m->info->kernel > 1) != large_kernel || m->rank == 0) continue;
+        double alpha = m->asked_alpha > 0 ? m->asked_alpha : m->alpha;
+        int64_t times = m->start[0] ? 2 : 1, rank = times * m->rank;
+        alpha *= (double)times;
         if (d.rank == 0)
-            d = (dimension){m->rank, m->alpha};
-        else if (d.rank != m->rank || d.alpha != m->alpha)
+            d = (dimension){rank, alpha};
+        else if (d.rank != rank || d.alpha != alpha)
             d.rank = -1;
     }
     return d;
@@ -62,10 +68,27 @@ static char *append_text(char *text, const char *end) {
 }
 
 static char *append_argument(char *text, const char *key, const char *value) {
-    char *argument = memory_format("%s\"%s\": \"%s\"", text[1] ? ", " : "", key, value);
+    json_t *string = json_string(value);
+    char *quoted = json_dumps(string, JSON_ENCODE_ANY);
+    char *argument = memory_format("%s\"%s\": %s", text[1] ? ", " : "", key, quoted ? quoted : "\"\"");
     text = append_text(text, argument);
+    json_decref(string);
+    free(quoted);
     free(argument);
     return text;
+}
+
+/* As a user writes it: 4, 0.1. */
+static char *append_number(char *text, const char *key, double value) {
+    char number[32];
+    snprintf(number, sizeof number, "%.9g", value);
+    return append_argument(text, key, number);
+}
+
+static bool has_norms(const adapter *a) {
+    for (int i = 0; i < a->module_count; i++)
+        if (a->modules[i].kind->apply_norm) return true;
+    return false;
 }
 
 static void add_metadata(safetensors_writer *writer, const adapter *a, const adapter_save_options *o) {
@@ -74,18 +97,28 @@ static void add_metadata(safetensors_writer *writer, const adapter *a, const ada
     char rank[32], alpha[32];
     dimension_text(linear.rank ? linear : conv, rank, alpha);
     const char *module = a->trainee ? a->trainee->module : "networks.lora", *algorithm = a->trainee ? a->trainee->algorithm : NULL;
+    bool norms = has_norms(a);
+    if (norms || o->lycoris) { /* only LyCORIS trains norms: beside any algorithm, or alone */
+        if (a->trainee && !a->trainee->kind->apply_norm && !algorithm) algorithm = a->trainee->name;
+        module = "lycoris.kohya";
+    }
     safetensors_writer_metadata(writer, "ss_network_module", module);
     safetensors_writer_metadata(writer, "ss_network_dim", rank);
     safetensors_writer_metadata(writer, "ss_network_alpha", alpha);
-    if (conv.rank == 0 && !algorithm) return;
+    const adapter_stepwise *w = &a->stepwise;
     char *args = memory_string("{");
     if (algorithm) args = append_argument(args, "algo", algorithm);
+    if (norms) args = append_argument(args, "train_norm", "True");
     if (conv.rank) {
         dimension_text(conv, rank, alpha);
         args = append_argument(append_argument(args, "conv_dim", rank), "conv_alpha", alpha);
     }
+    if (w->block_size) args = append_number(args, "unit", w->block_size); /* sd-scripts' name */
+    if (w->rank_dropout > 0) args = append_number(args, "rank_dropout", w->rank_dropout);
+    if (w->module_dropout > 0) args = append_number(args, "module_dropout", w->module_dropout);
+    for (size_t i = 0; i < o->argument_count; i++) args = append_argument(args, o->arguments[i].key, o->arguments[i].value);
     args = append_text(args, "}");
-    safetensors_writer_metadata(writer, "ss_network_args", args);
+    if (strcmp(args, "{}") != 0) safetensors_writer_metadata(writer, "ss_network_args", args);
     free(args);
 }
 
@@ -119,11 +152,17 @@ static int file_shape(const adapter_module *m, const adapter_tensor *t, int64_t 
     return matrix ? (m->info->convolution ? 4 : 2) : t->rank;
 }
 
-static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, const adapter_module *m, int index, dtype type,
-                       error *err) {
+static const char *part_name(const adapter_module *m, int index) {
+    return index == ADAPTER_MAGNITUDE ? "dora_scale" : index == ADAPTER_RESIDUAL ? "bias" : m->kind->parts[index];
+}
+
+/* scalar: what the tensors are multiplied with that a trained scalar multiplies. */
+static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, const adapter_module *m, int index, float scalar,
+                       dtype type, error *err) {
     const adapter_tensor *t = &m->tensors[index];
     size_t n = (size_t)adapter_tensor_elements(t);
-    float *file = copies_add(c, n), *engine = memory_try_aligned(n * sizeof *engine);
+    bool doubled = index < 2 && m->start[index];
+    float *file = copies_add(c, doubled ? 2 * n : n), *engine = memory_try_aligned(n * sizeof *engine);
     bool ok = file && engine;
     if (!ok) error_set(err, "tensor %s: not enough memory to save it", t->name);
     if (ok) ok = tensor_read(a->device, t->value, engine, err);
@@ -131,8 +170,10 @@ static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, 
         int64_t dims[4];
         int rank = file_shape(m, t, dims);
         adapter_tensor_to_file(t, engine, file);
-        char *name = memory_format("%s.%s", m->info->flat, index == ADAPTER_MAGNITUDE ? "dora_scale" : m->kind->parts[index]);
-        ok = safetensors_writer_add_f32(writer, name, type, rank, dims, file, err);
+        for (size_t i = 0; m->kind->scaled & 1u << index && i < n; i++) file[i] *= scalar;
+        if (doubled) ok = adapter_start_append(a, m, index, file, dims, err);
+        char *name = memory_format("%s.%s", m->info->flat, part_name(m, index));
+        ok = ok && safetensors_writer_add_f32(writer, name, type, rank, dims, file, err);
         free(name);
     }
     free(engine);
@@ -140,12 +181,15 @@ static bool add_tensor(safetensors_writer *writer, copies *c, const adapter *a, 
 }
 
 static bool add_module(safetensors_writer *writer, copies *c, const adapter *a, const adapter_module *m, dtype type, error *err) {
+    float scalar = 1;
+    if (m->kind->foreign) return error_set(err, "module %s: a %s cannot be saved", m->info->flat, m->kind->title);
+    if (m->tensors[ADAPTER_SCALAR].value && !tensor_read(a->device, m->tensors[ADAPTER_SCALAR].value, &scalar, err)) return false;
     for (int j = 0; j < ADAPTER_MODULE_TENSORS; j++)
-        if (m->tensors[j].value && !add_tensor(writer, c, a, m, j, type, err)) return false;
+        if (m->tensors[j].value && j != ADAPTER_SCALAR && !add_tensor(writer, c, a, m, j, scalar, type, err)) return false;
     if (!m->kind->scalar) return true;
     float *alpha = copies_add(c, 1);
     if (!alpha) return error_set(err, "module %s: not enough memory to save it", m->info->flat);
-    *alpha = (float)m->alpha;
+    *alpha = (float)(m->start[0] ? 2 * m->alpha : m->alpha); /* of twice the rank */
     char *name = memory_format("%s.%s", m->info->flat, m->kind->scalar);
     bool ok = safetensors_writer_add_f32(writer, name, type, 0, NULL, alpha, err);
     free(name);

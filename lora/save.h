@@ -9,6 +9,9 @@ typedef struct adapter_save_options {
     dtype type;                       /* F32, F16 or BF16: of every tensor, alpha too */
     const safetensors_pair *metadata; /* the trainer's: ss_*, modelspec.* */
     size_t metadata_count;
+    const safetensors_pair *arguments; /* for ss_network_args, behind those that the adapter itself tells */
+    size_t argument_count;
+    bool lycoris; /* the settings are such as only LyCORIS has, whatever the kind */
 } adapter_save_options;
 
 /* Adds ss_network_module, ss_network_dim, ss_network_alpha, ss_network_args (of 3x3 convolutions), sshs_model_hash and sshs_legacy_hash.

@@ -51,6 +51,7 @@ static const alias ALIASES[] = {
     {".lora.up.weight", "lora_up.weight"},
     {".lora_linear_layer.down.weight", "lora_down.weight"},
     {".lora_linear_layer.up.weight", "lora_up.weight"},
+    {".lora_B.bias", "lora_B.bias"}, /* no kind has it: so that the module is refused */
     {".lora_magnitude_vector", "dora_scale"},
     {".lora_magnitude_vector.weight", "dora_scale"},
 };
@@ -157,7 +158,7 @@ static bool read_dotted(const char *key, checkpoint_part hint, spelling *out) {
     take(&path, "base_model.model.");
     if (take(&path, "unet.") || take(&path, "diffusion_model.")) {
         out->model = CHECKPOINT_UNET;
-    } else if (take(&path, "text_encoder.")) {
+    } else if (take(&path, "text_encoder.") || take(&path, "text_encoders.clip_l.transformer.")) {
         out->model = CHECKPOINT_TEXT_ENCODER;
     } else if (hint != CHECKPOINT_PARTS) {
         out->model = hint;

@@ -1,6 +1,8 @@
 #include "lora/stack.h"
 
 #include "lora/dora.h"
+#include "lora/residual.h"
+#include "lora/stepwise.h"
 
 #include "base/file.h"
 #include "base/memory.h"
@@ -12,6 +14,7 @@
 typedef struct stack_entry {
     adapter *adapter;
     float weight[CHECKPOINT_PARTS];
+    block_weights blocks;
 } stack_entry;
 
 struct adapter_stack {
@@ -59,11 +62,24 @@ void adapter_stack_set_weights(adapter_stack *s, const adapter *a, float unet_we
     s->entries[index].weight[CHECKPOINT_TEXT_ENCODER] = text_weight;
 }
 
+void adapter_stack_set_blocks(adapter_stack *s, const adapter *a, const block_weights *blocks) {
+    int index = find(s, a);
+    if (index >= 0) s->entries[index].blocks = *blocks;
+}
+
 /* What adapter number `level` of the stack has at a site, or NULL. Adapters of weight 0 leave no trace on the tape. */
 static const adapter_module *module_at(const adapter_stack *s, int level, checkpoint_part part, const char *name, float *weight) {
     const stack_entry *e = &s->entries[level];
     *weight = e->weight[part];
-    return *weight != 0 ? adapter_find_module(e->adapter, part, name) : NULL;
+    const adapter_module *m = *weight != 0 ? adapter_find_module(e->adapter, part, name) : NULL;
+    if (m) *weight *= block_weights_of(&e->blocks, m->info);
+    return *weight != 0 ? m : NULL;
+}
+
+/* The product with a module that changes it as a whole. */
+static tensor *changed_product(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add,
+                               float weight) {
+    return m->kind->apply ? m->kind->apply(m, c, level, x, add, weight) : adapter_dora_apply(m, c, level, x, add, weight);
 }
 
 tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, const layer_addend *add) {
@@ -72,12 +88,21 @@ tensor *adapter_chain_product(const adapter_chain *c, int level, tensor *x, cons
         float weight;
         const adapter_module *m = module_at(c->stack, level, site->part, site->name, &weight);
         if (!m) continue;
-        if (m->kind->apply) return m->kind->apply(m, c, level, x, add, weight);
-        if (adapter_module_magnitude(m)) return adapter_dora_apply(m, c, level, x, add, weight);
-        return m->kind->branch(m, c, x, adapter_chain_product(c, level, x, add), weight);
+        if (m->kind->apply || adapter_module_magnitude(m)) {
+            tensor *changed = changed_product(m, c, level, x, add, weight);
+            return adapter_step_skips(m) ? adapter_step_choose(m, c->tape, changed, adapter_chain_product(c, level, x, add)) : changed;
+        }
+        return adapter_module_branch(m, c, x, adapter_chain_product(c, level, x, add), weight);
     }
     if (site->conv) return op_conv2d(c->tape, x, site->weight, add->bias, add->residual, add->shift, *site->conv);
     return op_linear(c->tape, x, site->weight, add->bias, add->residual, 1.0f);
+}
+
+bool adapter_chain_changes(const adapter_chain *c, int level) {
+    float weight;
+    while (level-- > 0)
+        if (module_at(c->stack, level, c->site->part, c->site->name, &weight)) return true;
+    return false;
 }
 
 tensor *adapter_chain_factor(const adapter_chain *c, tensor *x, tensor *factor) {
@@ -109,7 +134,7 @@ tensor *adapter_chain_difference(const adapter_chain *c, int level, tensor *diff
             return tape_fail(c->tape, "module %s: a DoRA adapter on top of a %s adapter is not supported; put the DoRA adapter first",
                              c->site->name, adapter_module_magnitude(m) ? "DoRA" : m->kind->title);
         difference =
-            op_scale_columns(c->tape, difference, (column_scale){.a = 1, .residual = m->kind->difference(m, c->tape), .c = weight});
+            op_scale_columns(c->tape, difference, (column_scale){.a = 1, .residual = adapter_module_difference(m, c->tape), .c = weight});
     }
     return difference;
 }
@@ -135,6 +160,10 @@ static bool take_weight(char *text, float *weight) {
     return true;
 }
 
+float adapter_spec_weight(const adapter_spec *spec, const module_info *m) {
+    return (m->part == CHECKPOINT_TEXT_ENCODER ? spec->text_weight : spec->unet_weight) * block_weights_of(&spec->blocks, m);
+}
+
 bool adapter_spec_parse(const char *text, adapter_spec *out, error *err) {
     *out = (adapter_spec){.path = memory_string(text), .unet_weight = 1, .text_weight = 1};
     if (!*text) {
@@ -144,6 +173,15 @@ bool adapter_spec_parse(const char *text, adapter_spec *out, error *err) {
     }
     if (file_exists(text) || file_is_directory(text)) return true;
     float last, first;
+    char *blocks = strstr(out->path, ":lbw=");
+    if (blocks) {
+        *blocks = 0;
+        if (!block_weights_parse(&out->blocks, blocks + 5, err)) {
+            free(out->path);
+            *out = (adapter_spec){0};
+            return error_prefix(err, "--lora %s", text);
+        }
+    }
     if (take_weight(out->path, &last)) {
         bool two = take_weight(out->path, &first);
         out->unet_weight = two ? first : last;

@@ -5,18 +5,17 @@
 
 enum { BLOCKS, RESCALE };
 
-static const char *const PARTS[] = {"oft_blocks", "rescale", "alpha", "boft_R", "boft_s", NULL};
+static const char *const PARTS[] = {"oft_blocks", "rescale", "alpha", NULL};
 
 static bool boft_recognises(const adapter_group *g) {
     const adapter_part *blocks = adapter_group_part(g, "oft_blocks");
-    return (blocks && blocks->tensor->rank == 4) || adapter_group_part(g, "boft_R");
+    return blocks && blocks->tensor->rank == 4;
 }
 
 static bool boft_load(adapter *a, adapter_module *m, const adapter_file *file, const adapter_group *g, error *err) {
     (void)file;
     const adapter_part *blocks = adapter_group_part(g, "oft_blocks"), *rescale = adapter_group_part(g, "rescale");
     bool present;
-    if (!blocks) return error_set(err, "is a BOFT as PEFT stores it; this version applies LyCORIS'");
     const safetensors_tensor *t = blocks->tensor;
     int64_t size = t->dims[3], out = m->info->out;
     if (t->rank != 4 || t->dims[2] != size || size < 2 || size % 2 || t->dims[0] < 1 || t->dims[1] * size != out || t->dims[0] > 30 ||
@@ -33,11 +32,9 @@ static bool boft_load(adapter *a, adapter_module *m, const adapter_file *file, c
 static tensor *boft_apply(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add,
                           float multiplier) {
     tensor *r = op_cayley(c->tape, part_value(m, BLOCKS), (float)(m->alpha * (double)m->info->out));
-    tensor *y = adapter_chain_product(c, level, x, &(layer_addend){0}), *turned = y;
+    tensor *y = adapter_chain_product(c, level, x, &(layer_addend){0});
     if (!r) return NULL;
-    for (int64_t stage = 0; stage < r->dim[0]; stage++)
-        turned = op_rotate(c->tape, turned, op_take(c->tape, r, stage), (r->dim[2] / 2) << stage, true);
-    return adapter_chain_replace(c, y, turned, part_value(m, RESCALE), add, multiplier);
+    return adapter_chain_replace(c, y, op_rotate(c->tape, y, r, r->dim[2] / 2, true), part_value(m, RESCALE), add, multiplier);
 }
 
 /* The largest even block size up to the rank of which out holds a power of two; stages: the set bits of their number less one, and one

@@ -1,5 +1,6 @@
 /* The full difference (formats.md 3.9): W + multiplier * diff, bias + multiplier * diff_b. */
 #include "lora/parts.h"
+#include "lora/stepwise.h"
 #include "lycoris/kinds.h"
 
 enum { DIFF, DIFF_B };
@@ -21,6 +22,7 @@ static bool full_load(adapter *a, adapter_module *m, const adapter_file *file, c
 }
 
 static tensor *full_branch(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor) {
+    if (y && adapter_step_drops(m)) return adapter_step_add(m, c->tape, full_branch(m, c, x, NULL, factor), y);
     tensor *diff = part_value(m, DIFF), *bias = part_value(m, DIFF_B);
     if (diff && c->site->conv) {
         tensor *scaled = factor == 1 ? diff : op_scale_columns(c->tape, diff, (column_scale){.a = factor});

@@ -42,21 +42,23 @@ static bool glora_load(adapter *a, adapter_module *m, const adapter_file *file, 
 static tensor *glora_apply(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add,
                            float multiplier) {
     float scale = multiplier * (float)m->scale;
-    tensor *moved = op_linear(c->tape, op_linear(c->tape, x, part_value(m, A_DOWN), NULL, NULL, 1), part_value(m, A_UP), NULL, x, scale);
+    tensor *moved =
+        op_linear(c->tape, op_linear(c->tape, x, part_value(m, A_DOWN), NULL, NULL, 1), part_factor(m, c->tape, A_UP), NULL, x, scale);
     tensor *y = adapter_chain_product(c, level, moved, add);
-    return op_linear(c->tape, adapter_chain_factor(c, x, part_value(m, B_DOWN)), part_value(m, B_UP), NULL, y, scale);
+    return op_linear(c->tape, adapter_chain_factor(c, x, part_value(m, B_DOWN)), part_factor(m, c->tape, B_UP), NULL, y, scale);
 }
 
-/* As LyCORIS: what comes second is zeros. webui takes no alpha: it is the rank, so the scale is 1. */
+/* As LyCORIS: what comes second is zeros, unless a scalar begins at 0 instead. webui takes no alpha: it is the rank, so the scale is 1. */
 static bool glora_init(adapter *a, adapter_module *m, const adapter_options *o, error *err) {
     const module_info *info = m->info;
     int64_t r = m->rank, down[] = {r, info->in}, up[] = {info->in, r}, out[] = {info->out, r};
+    part_fill second = o->trained_scalar ? PART_KAIMING : PART_ZEROS;
     m->alpha = (double)r;
     m->scale = 1;
     return part_new(a, m, A_DOWN, 2, down, ADAPTER_MATRIX, PART_KAIMING, o->seed, err) &&
-           part_new(a, m, A_UP, 2, up, ADAPTER_MATRIX, PART_ZEROS, o->seed, err) &&
+           part_new(a, m, A_UP, 2, up, ADAPTER_MATRIX, second, o->seed, err) &&
            part_new(a, m, B_DOWN, 2, down, ADAPTER_MATRIX, PART_KAIMING, o->seed, err) &&
-           part_new(a, m, B_UP, 2, out, ADAPTER_MATRIX, PART_ZEROS, o->seed, err);
+           part_new(a, m, B_UP, 2, out, ADAPTER_MATRIX, second, o->seed, err);
 }
 
 const adapter_kind adapter_kind_glora = {
@@ -65,6 +67,7 @@ const adapter_kind adapter_kind_glora = {
     .recognises = glora_recognises,
     .parts = PARTS,
     .scalar = "alpha",
+    .scaled = 1u << A_UP | 1u << B_UP,
     .linear_only = true,
     .load = glora_load,
     .apply = glora_apply,

@@ -1,7 +1,8 @@
 /* (IA)^3 (Liu et al. 2022; formats.md 3.5): every output channel, or every input channel, of the weight times 1 + w. Stored as the delta
-   from 1; PEFT's ia3_l is the multiplier itself. A bias is not scaled. */
+   from 1; PEFT's ia3_l is the multiplier itself. LyCORIS does not scale a bias; PEFT does, where it scales outputs. */
 #include "base/memory.h"
 #include "lora/parts.h"
+#include "lora/peft.h"
 #include "lycoris/kinds.h"
 
 #include <stdlib.h>
@@ -11,18 +12,21 @@ enum { WEIGHT };
 
 static bool ia3_recognises(const adapter_group *g) { return adapter_group_part(g, "weight") || adapter_group_part(g, "ia3_l"); }
 
-/* ia3_l is [out, 1] or [1, in], of convolutions [1, out, 1, 1] and [1, in, 1, 1]: its length says the side where both differ. */
-static bool peft_on_input(const adapter_module *m, const safetensors_tensor *t) {
+/* ia3_l is [out, 1] or [1, in], of convolutions [1, out, 1, 1] and [1, in, 1, 1], where the configuration tells. */
+static bool peft_on_input(const adapter_module *m, const adapter_file *file, const adapter_group *g, const safetensors_tensor *t) {
+    const struct json_t *config = g->path ? file->config[g->part] : NULL;
     if (t->rank == 2) return t->dims[0] == 1 && t->dims[1] == m->info->in;
+    if (config) return peft_lists(config, "feedforward_modules", g->path);
     return (int64_t)t->elements == m->info->in && m->info->in != m->info->out;
 }
 
+static const adapter_kind WITH_BIAS;
+
 static bool ia3_load(adapter *a, adapter_module *m, const adapter_file *file, const adapter_group *g, error *err) {
-    (void)file;
     const adapter_part *weight = adapter_group_part(g, "weight"), *peft = adapter_group_part(g, "ia3_l");
     const safetensors_tensor *t = (weight ? weight : peft)->tensor;
     bool present;
-    m->alpha = weight ? 0 : peft_on_input(m, t);
+    m->alpha = weight ? 0 : peft_on_input(m, file, g, t);
     if (weight && !adapter_group_scalar(g, "on_input", &m->alpha, &present, err)) return false;
     if (weight && !present) return error_set(err, "has %s but no on_input", t->name);
     m->scale = 1;
@@ -32,7 +36,15 @@ static bool ia3_load(adapter *a, adapter_module *m, const adapter_file *file, co
     for (size_t i = 0; peft && i < t->elements; i++) values[i] -= 1;
     bool ok = adapter_put_tensor(a, m, WEIGHT, t->name, t->rank, t->dims, ADAPTER_VECTOR, values, err);
     free(values);
+    if (peft && m->alpha == 0 && m->info->bias) m->kind = &WITH_BIAS;
     return ok;
+}
+
+/* Of outputs, their bias among them. */
+static tensor *with_bias_apply(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add,
+                               float multiplier) {
+    column_scale s = {.w = part_value(m, WEIGHT), .a = 1, .b = multiplier, .residual = add->residual, .c = 1, .shift = add->shift};
+    return op_scale_columns(c->tape, adapter_chain_product(c, level, x, &(layer_addend){.bias = add->bias}), s);
 }
 
 static tensor *ia3_apply(const adapter_module *m, const adapter_chain *c, int level, tensor *x, const layer_addend *add, float multiplier) {
@@ -61,4 +73,15 @@ const adapter_kind adapter_kind_ia3 = {
     .load = ia3_load,
     .apply = ia3_apply,
     .init = ia3_init,
+};
+
+/* What ia3_load makes of a module of PEFT's that scales a bias too, which LyCORIS' files cannot say. */
+static const adapter_kind WITH_BIAS = {
+    .name = "ia3",
+    .title = "(IA)^3 of PEFT",
+    .recognises = ia3_recognises,
+    .parts = (const char *const[]){"ia3_l", NULL},
+    .foreign = true,
+    .load = ia3_load,
+    .apply = with_bias_apply,
 };

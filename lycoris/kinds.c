@@ -25,25 +25,25 @@ static const adapter_kind *const KINDS[] = {
     &adapter_kind_glora,
     &adapter_kind_boft,
     &adapter_kind_oft,
+    &adapter_kind_boft_input,
+    &adapter_kind_oft_input,
     &TLORA,
     NULL,
 };
-
-/* The paper's layers; LyCORIS' preset of the name means the same. */
-#define IA3_TARGETS "(\\.to_k|\\.to_v|\\.ff\\.net\\.2|\\.k_proj|\\.v_proj|\\.mlp\\.fc2)$"
-/* As LyCORIS' train_norm: what webui does not find under its diffusers name is left out. */
-#define NORM_TARGETS "\\.(norm[123]?|layer_norm[12])$"
 
 static const adapter_trainee TRAINEES[] = {
     {"lora", &adapter_kind_lora, "attn-mlp", "networks.lora", NULL},
     {"locon", &adapter_kind_lora, "full", "networks.lora", NULL},
     {"loha", &adapter_kind_loha, "attn-mlp", "lycoris.kohya", "loha"},
     {"lokr", &adapter_kind_lokr, "attn-mlp", "lycoris.kohya", "lokr"},
-    {"ia3", &adapter_kind_ia3, IA3_TARGETS, "lycoris.kohya", "ia3"},
+    {"dylora", &adapter_kind_lora, "attn-mlp", "networks.dylora", NULL},
+    {"ia3", &adapter_kind_ia3, "ia3", "lycoris.kohya", "ia3"},
     {"glora", &adapter_kind_glora, "attn-mlp", "lycoris.kohya", "glora"},
     {"oft", &adapter_kind_oft, "attn-mlp", "lycoris.kohya", "diag-oft"},
     {"boft", &adapter_kind_boft, "attn-mlp", "lycoris.kohya", "boft"},
     {"full", &adapter_kind_full, "attn-mlp", "lycoris.kohya", "full"},
+    /* LyCORIS has no algorithm of that name: a network of dimension 0 with train_norm. */
+    {"norm", &adapter_kind_norm, "full", "lycoris.kohya", NULL},
 };
 enum { TRAINEE_COUNT = sizeof TRAINEES / sizeof *TRAINEES };
 

@@ -5,6 +5,7 @@
    the weight itself is the smaller factor, it is made after all. With Tucker's t1 and t2 (convolutions) the same holds of all three
    factors: the middle becomes the Kronecker product of t1 and t2 per tap. */
 #include "lora/parts.h"
+#include "lora/stepwise.h"
 #include "lycoris/kinds.h"
 
 enum { W1_A, W1_B, W2_A, W2_B, T1, T2 };
@@ -23,7 +24,8 @@ static bool half_fits(const adapter_module *m, const adapter_part *a, const adap
     int64_t taps = (int64_t)info->kernel * info->kernel;
     if (t && (info->kernel == 1 || !part_is_kernel(t->tensor, rank, rank, info->kernel))) return part_shape_error(m, t->tensor, err);
     if (!part_is_matrix(a->tensor, t ? rank : info->out, t ? info->out : rank)) return part_shape_error(m, a->tensor, err);
-    if (!part_is_matrix(b->tensor, rank, t ? info->in : info->in * taps)) return part_shape_error(m, b->tensor, err);
+    if (!part_is_matrix(b->tensor, rank, t ? info->in : info->in * taps) && (t || !part_is_kernel(b->tensor, rank, info->in, info->kernel)))
+        return part_shape_error(m, b->tensor, err);
     return true;
 }
 
@@ -37,9 +39,11 @@ static bool loha_load(adapter *a, adapter_module *m, const adapter_file *file, c
     if (!half_fits(m, parts[W1_A], parts[W1_B], parts[T1], rank1, err) || !half_fits(m, parts[W2_A], parts[W2_B], parts[T2], rank2, err) ||
         !part_load_scale(m, file, g, rank1, err))
         return false;
-    adapter_layout b_layout = m->info->kernel > 1 && !parts[T1] ? ADAPTER_FLAT_TAPS : ADAPTER_MATRIX;
     for (int i = 0; i < 6; i++) {
         bool is_b = i == W1_B || i == W2_B, is_t = i >= T1;
+        /* OneTrainer leaves a convolution's half as [rank, in, kernel, kernel]. */
+        adapter_layout taps = parts[i] && parts[i]->tensor->rank == 4 ? ADAPTER_TAPS : ADAPTER_FLAT_TAPS;
+        adapter_layout b_layout = m->info->kernel > 1 && !parts[T1] ? taps : ADAPTER_MATRIX;
         adapter_layout layout = is_b ? b_layout : is_t ? ADAPTER_TAPS : parts[T1] ? ADAPTER_TRANSPOSED : ADAPTER_MATRIX;
         if (parts[i] && !part_load(a, m, i, parts[i], layout, err)) return false;
     }
@@ -76,7 +80,7 @@ static bool factors_are_smaller(const adapter_module *m) {
 static tensor *half(const adapter_module *m, tape *t, int a, int b, int middle) {
     tensor *right = part_value(m, b);
     if (part_value(m, middle)) right = op_matmul(t, part_value(m, middle), right, 1, true);
-    return op_matmul(t, part_value(m, a), right, 1, true);
+    return op_matmul(t, part_factor(m, t, a), right, 1, true);
 }
 
 static tensor *hadamard(const adapter_module *m, tape *t, bool factor) {
@@ -90,17 +94,32 @@ static tensor *hadamard(const adapter_module *m, tape *t, bool factor) {
 
 static tensor *loha_difference(const adapter_module *m, tape *t) { return hadamard(m, t, true); }
 
+/* Ranks up to which two products of the weight with the factors cost less than the six matrices of its size that the difference and its
+   gradients take. */
+enum { MOST_PRODUCT_RANK = 64 };
+
+static bool loha_factors(const adapter_module *m, tape *t, tensor **left, tensor **right) {
+    if (part_value(m, W1_B)->dim[part_value(m, W1_B)->rank - 2] * part_value(m, W2_B)->dim[part_value(m, W2_B)->rank - 2] >
+        MOST_PRODUCT_RANK)
+        return false;
+    *left = faces(t, part_factor(m, t, W1_A), part_value(m, W2_A), true);
+    *right = khatri_rao(t, part_value(m, W1_B), part_value(m, W2_B), true);
+    if (part_value(m, T1)) *right = op_matmul(t, kronecker(t, part_value(m, T1), part_value(m, T2), true), *right, 1, true);
+    return true;
+}
+
 static tensor *loha_branch(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor) {
     tape *t = c->tape;
+    if (y && adapter_step_drops(m)) return adapter_step_add(m, t, loha_branch(m, c, x, NULL, factor), y);
     if (!factors_are_smaller(m)) return op_linear(t, x, hadamard(m, t, false), NULL, y, factor);
     tensor *h = adapter_chain_factor(c, x, khatri_rao(t, part_value(m, W1_B), part_value(m, W2_B), false));
     if (part_value(m, T1)) h = adapter_chain_factor(c, h, kronecker(t, part_value(m, T1), part_value(m, T2), false));
-    return op_linear(t, h, faces(t, part_value(m, W1_A), part_value(m, W2_A), false), NULL, y, factor * (float)m->scale);
+    return op_linear(t, h, faces(t, part_factor(m, t, W1_A), part_value(m, W2_A), false), NULL, y, factor * (float)m->scale);
 }
 
 /* ---- New ---- */
 
-/* As LyCORIS: w1_a and t small, w1_b and w2_b normal, w2_a zeros. */
+/* As LyCORIS: w1_a and t small, w1_b and w2_b normal, w2_a zeros (small too where a scalar begins at 0 instead). */
 static bool loha_init(adapter *a, adapter_module *m, const adapter_options *o, error *err) {
     const module_info *info = m->info;
     bool tucker = o->tucker && info->kernel > 1;
@@ -111,7 +130,7 @@ static bool loha_init(adapter *a, adapter_module *m, const adapter_options *o, e
     m->scale = m->alpha / (double)r;
     for (int i = W1_A; i <= W2_B; i++) {
         bool is_b = i == W1_B || i == W2_B;
-        part_fill fill = is_b ? PART_NORMAL : i == W1_A ? PART_NORMAL_TENTH : PART_ZEROS;
+        part_fill fill = is_b ? PART_NORMAL : i == W1_A || o->trained_scalar ? PART_NORMAL_TENTH : PART_ZEROS;
         if (!part_new(a, m, i, 2, is_b ? right : left, is_b ? b_layout : a_layout, fill, o->seed, err)) return false;
     }
     return !tucker || (part_new(a, m, T1, 4, middle, ADAPTER_TAPS, PART_NORMAL_TENTH, o->seed, err) &&
@@ -124,8 +143,10 @@ const adapter_kind adapter_kind_loha = {
     .recognises = loha_recognises,
     .parts = PARTS,
     .scalar = "alpha",
+    .scaled = 1u << W1_A,
     .load = loha_load,
     .branch = loha_branch,
     .difference = loha_difference,
+    .factors = loha_factors,
     .init = loha_init,
 };

@@ -4,6 +4,7 @@
    kron(W1, W2) x never needs the Kronecker product: with the input's channels as m blocks of n, W2 works on every block and W1 on the
    blocks. */
 #include "lora/parts.h"
+#include "lora/stepwise.h"
 #include "lycoris/kinds.h"
 
 enum { W1, W1_A, W1_B, W2, W2_A, W2_B, T2, TENSORS };
@@ -68,11 +69,15 @@ static bool lokr_load(adapter *a, adapter_module *m, const adapter_file *file, c
     const adapter_part *parts[TENSORS];
     for (int i = 0; i < TENSORS; i++) parts[i] = adapter_group_part(g, PARTS[i]);
     if (!parts_complete(parts, err) || !shapes_fit(m, parts, err)) return false;
-    /* Without a factored half there is no rank, and the scale is 1. */
+    /* Without a factored half there is no rank, and the scale is 1; PEFT's, which is another, goes into W1. */
     int64_t rank = dim_of(parts[W2_B] ? parts[W2_B] : parts[W1_B], 0);
     if (!part_load_scale(m, file, g, rank, err)) return false;
-    for (int i = 0; i < TENSORS; i++)
-        if (parts[i] && !part_load(a, m, i, parts[i], layout_of(m, i, parts[T2] != NULL), err)) return false;
+    float first = 1;
+    if (!rank) first = (float)m->scale, m->scale = m->alpha = 1;
+    for (int i = 0; i < TENSORS; i++) {
+        float factor = i == W1 ? first : 1;
+        if (parts[i] && !part_load_scaled(a, m, i, parts[i], layout_of(m, i, parts[T2] != NULL), factor, err)) return false;
+    }
     return true;
 }
 
@@ -80,10 +85,10 @@ static bool lokr_load(adapter *a, adapter_module *m, const adapter_file *file, c
 
 /* W1 on blocks; both of its factors where it has any. */
 static tensor *mix(const adapter_module *m, tape *t, tensor *x, int64_t blocks, bool blocks_first, tensor *y, float factor) {
-    tensor *w = part_value(m, W1);
+    tensor *w = part_factor(m, t, W1);
     if (w) return op_mix(t, x, w, blocks, blocks_first, y, factor);
     tensor *h = op_mix(t, x, part_value(m, W1_B), blocks, blocks_first, NULL, 1);
-    return op_mix(t, h, part_value(m, W1_A), part_value(m, W1_B)->dim[0], false, y, factor);
+    return op_mix(t, h, part_factor(m, t, W1_A), part_value(m, W1_B)->dim[0], false, y, factor);
 }
 
 /* W2 inside every block of a linear layer. */
@@ -95,6 +100,7 @@ static tensor *inner(const adapter_module *m, tape *t, tensor *x, int64_t blocks
 
 static tensor *lokr_branch(const adapter_module *m, const adapter_chain *c, tensor *x, tensor *y, float factor) {
     tape *t = c->tape;
+    if (y && adapter_step_drops(m)) return adapter_step_add(m, t, lokr_branch(m, c, x, NULL, factor), y);
     tensor *left = part_value(m, W1) ? part_value(m, W1) : part_value(m, W1_A), *right = part_value(m, W1) ? left : part_value(m, W1_B);
     int64_t l = left->dim[0], blocks = right->dim[1];
     float scale = factor * (float)m->scale;
@@ -111,7 +117,7 @@ static tensor *lokr_branch(const adapter_module *m, const adapter_chain *c, tens
 }
 
 static tensor *lokr_difference(const adapter_module *m, tape *t) {
-    tensor *w1 = part_value(m, W1) ? part_value(m, W1) : op_matmul(t, part_value(m, W1_A), part_value(m, W1_B), 1, true);
+    tensor *w1 = part_value(m, W1) ? part_factor(m, t, W1) : op_matmul(t, part_factor(m, t, W1_A), part_value(m, W1_B), 1, true);
     tensor *w2 = part_value(m, W2), *right = part_value(m, W2_B);
     if (!w2 && part_value(m, T2)) right = op_matmul(t, part_value(m, T2), right, 1, true);
     if (!w2) w2 = op_matmul(t, part_value(m, W2_A), right, 1, true);
@@ -119,6 +125,15 @@ static tensor *lokr_difference(const adapter_module *m, tape *t) {
     int dim = w2->rank - 2;
     products_shape s = {w1->dim[0], w1->dim[1], w2->dim[dim], tensor_columns(w2), false, false, true, (float)m->scale};
     return op_products(t, w1, w2, s);
+}
+
+/* A Kronecker product's norm is the product of the norms. */
+static tensor *lokr_square_norm(const adapter_module *m, tape *t) {
+    tensor *w1 = part_factor(m, t, W1), *w2 = part_value(m, W2), *right = part_value(m, W2_B);
+    if (!w2 && part_value(m, T2)) right = op_matmul(t, part_value(m, T2), right, 1, true);
+    tensor *first = w1 ? op_square_sum(t, w1) : op_product_square_sum(t, part_factor(m, t, W1_A), part_value(m, W1_B));
+    tensor *second = w2 ? op_square_sum(t, w2) : op_product_square_sum(t, part_value(m, W2_A), right);
+    return op_products(t, first, second, (products_shape){1, 1, 1, 1, true, true, true, 1});
 }
 
 /* ---- New ---- */
@@ -154,20 +169,22 @@ static bool lokr_init(adapter *a, adapter_module *m, const adapter_options *o, e
     adapter_factorize(info->in, o->factor ? o->factor : -1, &columns, &n);
     bool both = o->decompose_both && 2 * r < (l > columns ? l : columns), whole = o->full_matrix || 2 * r >= (k > n ? k : n);
     bool tucker = !whole && o->tucker && kernel > 1;
-    /* As files say it: without a rank alpha means nothing, and the scale is 1. */
-    if (whole && !both) m->alpha = (double)r;
-    m->scale = m->alpha / (double)r;
+    part_fill last = o->trained_scalar ? PART_KAIMING : PART_ZEROS;
+    /* As files say it: without a rank alpha means nothing, and the scale is 1, rank-stabilised or not. */
+    bool absurd = r > ADAPTER_MOST_RANK; /* LyCORIS' users ask for full matrices by such ranks, which fp16 may not hold */
+    if (whole && !both) m->alpha = absurd ? 1 : (double)r, m->asked_alpha = 0;
+    m->scale = whole && !both ? 1 : m->alpha / (double)r;
     bool ok = both ? new_matrix(a, m, W1_A, l, r, false, PART_KAIMING, o->seed, err) &&
                          new_matrix(a, m, W1_B, r, columns, false, PART_KAIMING, o->seed, err)
                    : new_matrix(a, m, W1, l, columns, false, PART_KAIMING, o->seed, err);
     if (!ok) return false;
     if (whole) {
         int64_t dims[] = {k, n, kernel, kernel};
-        return part_new(a, m, W2, kernel > 1 ? 4 : 2, dims, layout_of(m, W2, false), PART_ZEROS, o->seed, err);
+        return part_new(a, m, W2, kernel > 1 ? 4 : 2, dims, layout_of(m, W2, false), last, o->seed, err);
     }
     int64_t middle[] = {r, r, kernel, kernel};
     return new_matrix(a, m, W2_A, tucker ? r : k, tucker ? k : r, tucker, PART_KAIMING, o->seed, err) &&
-           new_matrix(a, m, W2_B, r, tucker ? n : n * kernel * kernel, tucker, PART_ZEROS, o->seed, err) &&
+           new_matrix(a, m, W2_B, r, tucker ? n : n * kernel * kernel, tucker, last, o->seed, err) &&
            (!tucker || part_new(a, m, T2, 4, middle, ADAPTER_TAPS, PART_KAIMING, o->seed, err));
 }
 
@@ -177,8 +194,10 @@ const adapter_kind adapter_kind_lokr = {
     .recognises = lokr_recognises,
     .parts = PARTS,
     .scalar = "alpha",
+    .scaled = 1u << W1 | 1u << W1_A,
     .load = lokr_load,
     .branch = lokr_branch,
     .difference = lokr_difference,
+    .square_norm = lokr_square_norm,
     .init = lokr_init,
 };

@@ -26,7 +26,7 @@ static void norm_apply(const adapter_module *m, tape *t, tensor **gamma, tensor 
 }
 
 static bool norm_init(adapter *a, adapter_module *m, const adapter_options *o, error *err) {
-    m->scale = 1;
+    m->scale = 1, m->rank = 0, m->alpha = 0;
     return part_new(a, m, GAMMA, 1, &m->info->out, ADAPTER_VECTOR, PART_ZEROS, o->seed, err) &&
            part_new(a, m, BETA, 1, &m->info->out, ADAPTER_VECTOR, PART_ZEROS, o->seed, err);
 }

@@ -8,17 +8,13 @@ enum { BLOCKS, RESCALE, ROTATION /* older files hold R itself */ };
 
 static const char *const PARTS[] = {"oft_blocks", "rescale", "oft_diag", "alpha", NULL};
 
-static bool oft_recognises(const adapter_group *g) {
-    return adapter_group_part(g, "oft_blocks") || adapter_group_part(g, "oft_diag") || adapter_group_part(g, "oft_R.weight") ||
-           adapter_group_part(g, "oft_R");
-}
+static bool oft_recognises(const adapter_group *g) { return adapter_group_part(g, "oft_blocks") || adapter_group_part(g, "oft_diag"); }
 
 static bool oft_load(adapter *a, adapter_module *m, const adapter_file *file, const adapter_group *g, error *err) {
     (void)file;
     const adapter_part *blocks = adapter_group_part(g, "oft_blocks"), *rotation = adapter_group_part(g, "oft_diag");
     const adapter_part *rescale = adapter_group_part(g, "rescale"), *part = blocks ? blocks : rotation;
     bool present;
-    if (!part) return error_set(err, "is an OFT as PEFT and OneTrainer store it; this version applies LyCORIS' and kohya's");
     const safetensors_tensor *t = part->tensor;
     if (t->rank != 3 || t->dims[1] != t->dims[2] || t->dims[0] * t->dims[1] != m->info->out) return part_shape_error(m, t, err);
     if (rescale && (int64_t)rescale->tensor->elements != m->info->out) return part_shape_error(m, rescale->tensor, err);

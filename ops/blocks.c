@@ -198,7 +198,8 @@ static void mix_weight_vulkan(const record *r, gpu_recording *rec) {
 
 /* ---- Rotate: the tape ---- */
 
-enum { R_ROWS, R_BLOCKS, R_SIZE, R_STRIDE /* of the butterfly; 0: none */, R_TRANSPOSED, R_ACCUMULATE };
+/* Stride: of the first stage's butterfly, 0: none; the CPU takes all stages at once, Vulkan one. */
+enum { R_ROWS, R_BLOCKS, R_SIZE, R_STRIDE, R_TRANSPOSED, R_ACCUMULATE, R_STAGES, R_REVERSED /* the last stage first */ };
 
 static tensor *append_rotate(tape *t, tensor *x, tensor *blocks, const int64_t *sizes) {
     tensor *y = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
@@ -209,10 +210,15 @@ static tensor *append_rotate(tape *t, tensor *x, tensor *blocks, const int64_t *
 tensor *op_rotate(tape *t, tensor *x, tensor *blocks, int64_t stride, bool transposed) {
     if (!x || !blocks) return NULL;
     char xs[64], bs[64];
-    if (blocks->rank != 3 || blocks->dim[1] != blocks->dim[2] || blocks->dim[0] * blocks->dim[1] != tensor_columns(x) ||
-        (stride && tensor_columns(x) % (2 * stride)))
+    const int64_t stages = blocks->rank == 4 ? blocks->dim[0] : 1, *dim = blocks->dim + (blocks->rank == 4);
+    if (blocks->rank < 3 || dim[1] != dim[2] || dim[0] * dim[1] != tensor_columns(x) || stages > 30 ||
+        (stride && tensor_columns(x) % (2 * stride << (stages - 1))))
         return tape_fail(t, "rotation: blocks %s do not fit input %s", tensor_shape_text(blocks, bs), tensor_shape_text(x, xs));
-    const int64_t sizes[RECORD_INTS] = {tensor_rows(x), blocks->dim[0], blocks->dim[1], stride, transposed};
+    if (blocks->rank == 4 && tape_device(t)->gpu) {
+        for (int64_t stage = 0; stage < stages; stage++) x = op_rotate(t, x, op_take(t, blocks, stage), stride << stage, transposed);
+        return x;
+    }
+    const int64_t sizes[RECORD_INTS] = {tensor_rows(x), dim[0], dim[1], stride, transposed, 0, stages};
     return append_rotate(t, x, blocks, sizes);
 }
 
@@ -221,23 +227,30 @@ static void rotate_backward(tape *t, const record *r) {
     if (x->needs_grad) {
         int64_t sizes[RECORD_INTS];
         memcpy(sizes, r->i, sizeof sizes);
-        sizes[R_TRANSPOSED] = !sizes[R_TRANSPOSED];
+        sizes[R_TRANSPOSED] = !sizes[R_TRANSPOSED], sizes[R_REVERSED] = !sizes[R_REVERSED];
         grad_add(t, x, append_rotate(t, dy, blocks, sizes));
     }
     if (!blocks->needs_grad) return;
     bool accumulate;
     tensor *sum = grad_sum_begin(t, blocks, &accumulate);
-    record *d = tape_append(t, &ROTATE_WEIGHT, (tensor *[]){r->i[R_TRANSPOSED] ? dy : x, r->i[R_TRANSPOSED] ? x : dy}, 2, &sum, 1);
+    /* Of several stages the gradient is found by going through them again. */
+    record *d = tape_append(t, &ROTATE_WEIGHT, (tensor *[]){x, dy, r->i[R_STAGES] > 1 ? blocks : NULL}, 3, &sum, 1);
     memcpy(d->i, r->i, sizeof r->i);
     d->i[R_ACCUMULATE] = accumulate;
     grad_sum_done(t, blocks, sum);
 }
 
 static double rotate_flops(const record *r) {
-    return 2.0 * (double)(r->i[R_ROWS] * r->i[R_BLOCKS]) * (double)(r->i[R_SIZE] * r->i[R_SIZE]);
+    return 2.0 * (double)(r->i[R_STAGES] * r->i[R_ROWS] * r->i[R_BLOCKS]) * (double)(r->i[R_SIZE] * r->i[R_SIZE]);
 }
 
 /* ---- Rotate: CPU ---- */
+
+/* Rows are turned LANES at a time, as tiles [columns, LANES]: a butterfly is then another order of lines, and blocks of any size fill
+   vectors. Tiles go to at most TURN_PARTS parts in turn, whatever the number of threads: sums do not depend on it. */
+enum { LANES = 16, TURN_PARTS = 8 };
+/* Left to itself the compiler keeps sums of a tile's lines in memory. */
+typedef float line __attribute__((vector_size(LANES * sizeof(float))));
 
 /* Column of the tensor that stands at `at` when blocks are taken: viewed as [c, 2, stride] it becomes [c, stride, 2]. */
 static int64_t butterfly(int64_t at, int64_t stride) {
@@ -246,59 +259,159 @@ static int64_t butterfly(int64_t at, int64_t stride) {
     return at - inside + inside % 2 * stride + inside / 2;
 }
 
-OP_HOT static void rotate_block(float *y, const float *x, const float *r, int64_t b, bool transposed) {
-    if (transposed) {
-        for (int64_t i = 0; i < b; i++) y[i] = dot(r + i * b, x, b);
-        return;
+static int64_t columns_of(const record *r) { return r->i[R_BLOCKS] * r->i[R_SIZE]; }
+static int64_t turn_parts(const record *r) {
+    int64_t tiles = (r->i[R_ROWS] + LANES - 1) / LANES;
+    return tiles < TURN_PARTS ? tiles : TURN_PARTS;
+}
+static int64_t stage_floats(const record *r) { return columns_of(r) * r->i[R_SIZE]; }
+
+/* Every stage's columns in the order of its blocks, in front of the scratch memory; returns what is behind them. */
+static float *make_orders(const record *r) {
+    int64_t *order = r->scratch->cpu, columns = columns_of(r);
+    for (int64_t stage = 0; stage < r->i[R_STAGES]; stage++, order += columns)
+        for (int64_t j = 0; j < columns; j++) order[j] = butterfly(j, r->i[R_STRIDE] << stage);
+    return (float *)order;
+}
+
+static const int64_t *order_of(const record *r, int64_t stage) { return (const int64_t *)r->scratch->cpu + stage * columns_of(r); }
+
+/* tile[j, lane] = from[lane, j]; the lanes behind the rows are zeros. */
+OP_HOT static void fill_tile(float *tile, const float *from, int64_t columns, int64_t rows) {
+    if (rows < LANES) memset(tile, 0, (size_t)(columns * LANES) * sizeof *tile);
+    int64_t j = 0;
+    for (; rows >= LANES && j + LANES <= columns; j += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++)
+            for (int64_t k = 0; k < LANES; k++) tile[(j + k) * LANES + lane] = from[lane * columns + j + k];
+    for (int64_t lane = 0; lane < (rows < LANES ? rows : LANES); lane++)
+        for (int64_t k = j; k < columns; k++) tile[k * LANES + lane] = from[lane * columns + k];
+}
+
+OP_HOT static void empty_tile(float *to, const float *tile, int64_t columns, int64_t rows) {
+    int64_t j = 0;
+    for (; rows >= LANES && j + LANES <= columns; j += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++)
+            for (int64_t k = 0; k < LANES; k++) to[lane * columns + j + k] = tile[(j + k) * LANES + lane];
+    for (int64_t lane = 0; lane < (rows < LANES ? rows : LANES); lane++)
+        for (int64_t k = j; k < columns; k++) to[lane * columns + k] = tile[k * LANES + lane];
+}
+
+/* Of one block: y[j] = sum over i of r[i, j] x[i], lines of tiles; elements of r are `row` and `column` apart. */
+OP_HOT static void turn_block(float *y, const float *x, const int64_t *order, const float *r, int64_t b, int64_t row, int64_t column) {
+    int64_t j = 0;
+    line in, sum[4];
+    for (; j + 4 <= b; j += 4) {
+        line s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+        for (int64_t i = 0; i < b; i++) {
+            const float *f = r + i * row + j * column;
+            memcpy(&in, x + order[i] * LANES, sizeof in);
+            s0 += f[0] * in, s1 += f[column] * in, s2 += f[2 * column] * in, s3 += f[3 * column] * in;
+        }
+        sum[0] = s0, sum[1] = s1, sum[2] = s2, sum[3] = s3;
+        for (int k = 0; k < 4; k++) memcpy(y + order[j + k] * LANES, &sum[k], sizeof(line));
     }
-    memset(y, 0, (size_t)b * sizeof *y);
-    for (int64_t i = 0; i < b; i++) add_scaled(y, r + i * b, x[i], b);
+    for (; j < b; j++) {
+        line s = {0};
+        for (int64_t i = 0; i < b; i++) {
+            memcpy(&in, x + order[i] * LANES, sizeof in);
+            s += r[i * row + j * column] * in;
+        }
+        memcpy(y + order[j] * LANES, &s, sizeof s);
+    }
 }
 
-/* Scratch memory: per part two rows in the blocks' order, and for weight gradients the part's sums. */
-static size_t rotate_scratch(const record *r, const device *d) {
-    return d->gpu ? 0 : (size_t)(PARTS * 2 * r->i[R_BLOCKS] * r->i[R_SIZE]) * sizeof(float);
-}
-
-static void gather_row(float *to, const float *from, int64_t columns, int64_t stride) {
-    for (int64_t j = 0; j < columns; j++) to[j] = from[butterfly(j, stride)];
+static void turn_tile(const record *r, float *y, const float *x, const float *matrices, int64_t stage, bool transposed) {
+    int64_t b = r->i[R_SIZE];
+    const int64_t *order = order_of(r, stage);
+    const float *m = matrices + stage * stage_floats(r);
+    for (int64_t g = 0; g < r->i[R_BLOCKS]; g++, m += b * b, order += b)
+        turn_block(y, x, order, m, b, transposed ? 1 : b, transposed ? b : 1);
 }
 
 static void rotate_cpu(const record *r, const device *d) {
     (void)d;
-    int64_t rows = r->i[R_ROWS], b = r->i[R_SIZE], columns = r->i[R_BLOCKS] * b, stride = r->i[R_STRIDE];
-    const float *x = r->in[0]->cpu, *blocks = r->in[1]->cpu;
-    float *y = r->out[0]->cpu, *scratch = r->scratch->cpu;
-#pragma omp parallel for schedule(static) if (rows * columns > OP_SMALL)
-    for (int part = 0; part < PARTS; part++) {
-        float *in = scratch + part * 2 * columns, *out = in + columns;
-        for (int64_t i = rows * part / PARTS; i < rows * (part + 1) / PARTS; i++) {
-            gather_row(in, x + i * columns, columns, stride);
-            for (int64_t g = 0; g < r->i[R_BLOCKS]; g++)
-                rotate_block(out + g * b, in + g * b, blocks + g * b * b, b, r->i[R_TRANSPOSED] != 0);
-            for (int64_t j = 0; j < columns; j++) y[i * columns + butterfly(j, stride)] = out[j];
+    int64_t rows = r->i[R_ROWS], columns = columns_of(r), stages = r->i[R_STAGES], parts = turn_parts(r);
+    const float *x = r->in[0]->cpu, *matrices = r->in[1]->cpu;
+    float *y = r->out[0]->cpu, *work = make_orders(r);
+#pragma omp parallel for schedule(static, 1) if (rows * columns > OP_SMALL)
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t at = part * LANES; at < rows; at += parts * LANES) {
+            float *tiles[] = {work + part * 2 * columns * LANES, work + (part * 2 + 1) * columns * LANES};
+            fill_tile(tiles[0], x + at * columns, columns, rows - at);
+            for (int64_t k = 0; k < stages; k++)
+                turn_tile(r, tiles[(k + 1) % 2], tiles[k % 2], matrices, r->i[R_REVERSED] ? stages - 1 - k : k, r->i[R_TRANSPOSED] != 0);
+            empty_tile(y + at * columns, tiles[stages % 2], columns, rows - at);
+        }
+}
+
+/* sums[i, j] += the sum over lanes of x[i] y[j], of one block. */
+OP_HOT static void add_outer(float *sums, const float *x, const float *y, const int64_t *order, int64_t b) {
+    for (int64_t first = 0; first < b; first += LANES) {
+        int64_t width = b - first < LANES ? b - first : LANES;
+        float across[LANES][LANES];
+        memset(across, 0, sizeof across);
+        for (int64_t j = 0; j < width; j++)
+            for (int64_t lane = 0; lane < LANES; lane++) across[lane][j] = y[order[first + j] * LANES + lane];
+        for (int64_t i = 0; i < b; i += 4) {
+            /* Of the last few, some twice. */
+            int64_t at[4];
+            for (int64_t k = 0; k < 4; k++) at[k] = i + k < b ? i + k : b - 1;
+            const float *x0 = x + order[at[0]] * LANES, *x1 = x + order[at[1]] * LANES, *x2 = x + order[at[2]] * LANES,
+                        *x3 = x + order[at[3]] * LANES;
+            line in, s[4], s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+            for (int64_t lane = 0; lane < LANES; lane++) {
+                memcpy(&in, across[lane], sizeof in);
+                s0 += x0[lane] * in, s1 += x1[lane] * in, s2 += x2[lane] * in, s3 += x3[lane] * in;
+            }
+            s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3;
+            for (int64_t k = 0; k < 4 && i + k < b; k++)
+                for (int64_t j = 0; j < width; j++) sums[(i + k) * b + first + j] += s[k][j];
         }
     }
 }
 
-static size_t rotate_weight_scratch(const record *r, const device *d);
+/* A tile's share: through all stages and back again. tiles: one for each stage's input, and two. */
+static void add_tile(const record *r, float *sums, float *tiles, int64_t at) {
+    int64_t rows = r->i[R_ROWS] - at, columns = columns_of(r), stages = r->i[R_STAGES], b = r->i[R_SIZE], size = columns * LANES;
+    const float *matrices = stages > 1 ? r->in[2]->cpu : NULL;
+    bool transposed = r->i[R_TRANSPOSED] != 0;
+    float *grad = tiles + stages * size, *next = grad + size;
+    fill_tile(tiles, (const float *)r->in[0]->cpu + at * columns, columns, rows);
+    fill_tile(grad, (const float *)r->in[1]->cpu + at * columns, columns, rows);
+    for (int64_t k = 0; k + 1 < stages; k++) turn_tile(r, tiles + (k + 1) * size, tiles + k * size, matrices, k, transposed);
+    for (int64_t k = stages - 1; k >= 0; k--) {
+        const float *x = tiles + k * size;
+        for (int64_t g = 0; g < r->i[R_BLOCKS]; g++)
+            add_outer(sums + k * stage_floats(r) + g * b * b, transposed ? grad : x, transposed ? x : grad, order_of(r, k) + g * b, b);
+        if (k == 0) return;
+        turn_tile(r, next, grad, matrices, k, !transposed);
+        float *swap = grad;
+        grad = next, next = swap;
+    }
+}
 
-/* blocks[g, i, j] += sum over rows of left[g, i] right[g, j]; every thread has blocks of its own. */
 static void rotate_weight_cpu(const record *r, const device *d) {
     (void)d;
-    int64_t rows = r->i[R_ROWS], b = r->i[R_SIZE], columns = r->i[R_BLOCKS] * b, stride = r->i[R_STRIDE];
-    const float *left = r->in[0]->cpu, *right = r->in[1]->cpu;
-    float *out = r->out[0]->cpu, *scratch = r->scratch->cpu;
-#pragma omp parallel for schedule(static) if (rows * columns > OP_SMALL)
-    for (int64_t g = 0; g < r->i[R_BLOCKS]; g++) {
-        float *sum = out + g * b * b, *row = scratch + g * b;
-        if (!r->i[R_ACCUMULATE]) memset(sum, 0, (size_t)(b * b) * sizeof *sum);
-        for (int64_t n = 0; n < rows; n++) {
-            for (int64_t j = 0; j < b; j++) row[j] = right[n * columns + butterfly(g * b + j, stride)];
-            for (int64_t i = 0; i < b; i++) add_scaled(sum + i * b, row, left[n * columns + butterfly(g * b + i, stride)], b);
-        }
+    int64_t rows = r->i[R_ROWS], columns = columns_of(r), count = r->i[R_STAGES] * stage_floats(r), parts = turn_parts(r);
+    float *out = r->out[0]->cpu, *sums = make_orders(r), *tiles = sums + parts * count;
+    memset(sums, 0, (size_t)(parts * count) * sizeof *sums);
+#pragma omp parallel for schedule(static, 1) if (rows * columns > OP_SMALL)
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t at = part * LANES; at < rows; at += parts * LANES)
+            add_tile(r, sums + part * count, tiles + part * (r->i[R_STAGES] + 2) * columns * LANES, at);
+    for (int64_t j = 0; j < count; j++) {
+        float sum = r->i[R_ACCUMULATE] ? out[j] : 0;
+        for (int64_t part = 0; part < parts; part++) sum += sums[part * count + j];
+        out[j] = sum;
     }
 }
+
+static size_t turn_scratch(const record *r, int64_t tiles, int64_t sums) {
+    int64_t columns = columns_of(r), floats = turn_parts(r) * (tiles * columns * LANES + sums);
+    return (size_t)(r->i[R_STAGES] * columns) * sizeof(int64_t) + (size_t)floats * sizeof(float);
+}
+
+static size_t rotate_scratch(const record *r, const device *d) { return d->gpu ? 0 : turn_scratch(r, 2, 0); }
 
 /* ---- Rotate: Vulkan ---- */
 
@@ -320,15 +433,16 @@ enum { ROTATE_CHUNK = 256 };
 static int64_t rotate_chunks(const record *r) { return kernel_groups(r->i[R_ROWS], ROTATE_CHUNK); }
 
 static size_t rotate_weight_scratch(const record *r, const device *d) {
-    int64_t b = r->i[R_SIZE], blocks = r->i[R_BLOCKS];
-    return (size_t)(d->gpu ? rotate_chunks(r) * blocks * b * b : blocks * b) * sizeof(float);
+    if (!d->gpu) return turn_scratch(r, r->i[R_STAGES] + 2, r->i[R_STAGES] * stage_floats(r));
+    return (size_t)(rotate_chunks(r) * stage_floats(r)) * sizeof(float);
 }
 
 static void rotate_weight_vulkan(const record *r, gpu_recording *rec) {
     int64_t b = r->i[R_SIZE], blocks = r->i[R_BLOCKS];
+    bool transposed = r->i[R_TRANSPOSED] != 0;
     kernel_call k = kernel_named("rotate_weight");
-    kernel_read_typed(&k, r->in[0]);
-    kernel_read_typed(&k, r->in[1]);
+    kernel_read_typed(&k, r->in[transposed ? 1 : 0]);
+    kernel_read_typed(&k, r->in[transposed ? 0 : 1]);
     kernel_write(&k, r->scratch);
     push_rotation(&k, r);
     kernel_push(&k, ROTATE_CHUNK);

@@ -135,6 +135,7 @@ static void dora_vulkan(const record *r, gpu_recording *rec) {
     kernel_read(&k, r->in[IN_D]);
     kernel_write(&k, r->scratch);
     kernel_constant(&k, i[I_OUTPUT_AXIS]);
+    kernel_constant(&k, 1);
     kernel_push(&k, i[I_TAPS] * i[I_OUT]);
     kernel_push(&k, i[I_IN]);
     kernel_push(&k, CHUNK);

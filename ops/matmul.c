@@ -8,7 +8,7 @@
 /* Sizes, then how far apart elements lie: A's taps, rows and columns of A as [m, k], B's of [k, n]. */
 enum { I_TAPS, I_M, I_N, I_K, I_TAP_A, I_ROW_A, I_COLUMN_A, I_TAP_B, I_ROW_B, I_COLUMN_B, I_SUM /* over taps */, I_ACCUMULATE };
 
-static const op MATMUL;
+static const op MATMUL, FACTOR_GRAM;
 
 static record *append(tape *t, tensor *a, tensor *b, tensor *c, const int64_t *sizes, float scale) {
     record *r = tape_append(t, &MATMUL, (tensor *[]){a, b}, 2, &c, 1);
@@ -28,6 +28,36 @@ tensor *op_matmul(tape *t, tensor *a, tensor *b, float scale, bool factor) {
     const int64_t sizes[RECORD_INTS] = {taps, m, n, k, taps_a > 1 ? m * k : 0, k, 1, taps_b > 1 ? k * n : 0, n, 1};
     append(t, a, b, c, sizes, scale);
     return c;
+}
+
+tensor *op_gram_of_two(tape *t, tensor *a, tensor *b, bool columns, float scale) {
+    int64_t n = tensor_columns(a), taps = !columns && a->rank == 3 ? a->dim[0] : 1, rows = tensor_rows(a) / taps;
+    int64_t r = columns ? n : rows, k = columns ? rows : n, tap = taps > 1 ? rows * n : 0;
+    tensor *g = tape_temporary(t, DTYPE_F32, 2, (int64_t[]){r, r});
+    const int64_t sizes[RECORD_INTS] = {taps, r, r, k, tap, columns ? 1 : n, columns ? n : 1, tap, columns ? n : 1, columns ? 1 : n, 1};
+    append(t, a, b, g, sizes, scale);
+    return g;
+}
+
+tensor *op_factor_gram(tape *t, tensor *x, bool columns) {
+    if (!x) return NULL;
+    tensor *g = op_gram_of_two(t, x, x, columns, 1);
+    record *r = tape_record(t, tape_length(t) - 1);
+    r->op = &FACTOR_GRAM;
+    return g;
+}
+
+/* dX = X (dG + dG^T), or (dG + dG^T) X of every tap; dG is symmetric. */
+static void gram_backward(tape *t, const record *r) {
+    tensor *x = r->in[0], *dg = tape_get_grad(r->out[0]);
+    if (!x->needs_grad) return;
+    const int64_t *i = r->i, n = i[I_N], k = i[I_K];
+    bool accumulate, columns = i[I_COLUMN_A] != 1; /* of one row or column: no matter */
+    tensor *sum = grad_sum_begin(t, x, &accumulate);
+    const int64_t of_columns[RECORD_INTS] = {1, k, n, n, 0, n, 1, 0, n, 1, 0, accumulate};
+    const int64_t of_rows[RECORD_INTS] = {i[I_TAPS], n, k, n, 0, n, 1, i[I_TAP_A], k, 1, 0, accumulate};
+    append(t, columns ? x : dg, columns ? dg : x, sum, columns ? of_columns : of_rows, 2);
+    grad_sum_done(t, x, sum);
 }
 
 /* dA = scale dC B^T, dB = scale A^T dC. */
@@ -77,4 +107,6 @@ static void run_vulkan(const record *r, gpu_recording *rec) {
 
 static const op MATMUL = {
     .name = "matmul", .backward = backward, .flops = flops, .run_cpu = run_cpu, .run_vulkan = run_vulkan, .in_place = -1};
-const op *const OP_MATMUL = &MATMUL;
+static const op FACTOR_GRAM = {
+    .name = "factor_gram", .backward = gram_backward, .flops = flops, .run_cpu = run_cpu, .run_vulkan = run_vulkan, .in_place = -1};
+const op *const OP_MATMUL = &MATMUL, *const OP_FACTOR_GRAM = &FACTOR_GRAM;

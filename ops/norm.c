@@ -1,9 +1,10 @@
 /* Group normalization over channels-last images (with optional SiLU behind it), layer normalization over rows, and their gradients with
-   respect to the input.
+   respect to the input; those with respect to gamma and beta are in norm_weight.c.
 
    forward   y = act(xh * gamma + beta), xh = (x - mean) * rstd
    backward  dx = rstd * (g - mean(g) - xh * mean(g * xh)), g = gamma * dy * act'(xh * gamma + beta), means over the normalized set; the
              gradient that x has so far is added in the same step */
+#include "ops/norm.h"
 #include "base/memory.h"
 #include "ops/kernel.h"
 #include "ops/op.h"
@@ -53,6 +54,7 @@ tensor *op_layer_norm(tape *t, tensor *x, tensor *gamma, tensor *beta, float eps
 
 static void backward(tape *t, const record *r) {
     tensor *x = r->in[IN_X];
+    grad_add_norm(t, tape_get_grad(r->out[0]), x, r->in[IN_GAMMA], r->in[IN_BETA], r->out[1], r->i[I_GROUPS], r->i[I_SILU] != 0);
     if (!x->needs_grad) return;
     tensor *dx = tape_temporary(t, DTYPE_COUNT, x->rank, x->dim);
     const op *rule = r->op == &GROUP_NORM ? &GROUP_NORM_GRAD : &LAYER_NORM_GRAD;
@@ -310,11 +312,9 @@ enum {
     HELD = 96,           /* elements of it in a thread's registers, */
     GRAD_HELD = 64,      /* with as many gradients, */
     SMALL_HELD = 16,     /* and where small programs are better */
-    BLOCK = 64,          /* pixels: shaders/group_pixels.glsl takes multiples of 64 */
-    MOST_BLOCK = 16,     /* times that */
+    MOST_BLOCK = 16,     /* times NORM_PIXELS */
     BLOCKS_WANTED = 160, /* workgroups that keep a card busy */
-    FINISH_THREADS = 128,
-    GRAD_STEP = 4 /* more elements a thread take registers that waves need */
+    FINISH_THREADS = 128
 };
 
 static bool is_grad(const record *r) { return r->op == &GROUP_NORM_GRAD; }
@@ -337,19 +337,18 @@ static bool fits_workgroup(const record *r, const gpu *on, group_shape *s) {
     return s->chunks * s->step <= held;
 }
 
-/* Three dispatches: sums over blocks of pixels, their end, and the result. */
-typedef struct block_shape {
-    int64_t step, column_groups, block, blocks;
-} block_shape;
-
-static block_shape blocks_of(const record *r) {
-    block_shape s = {.step = kernel_step(r->i[I_CHANNELS])};
-    if (is_grad(r)) s.step = at_most(s.step, GRAD_STEP);
-    s.column_groups = kernel_groups(r->i[I_CHANNELS] / s.step, s.step == 8 ? 8 : 16);
-    int64_t rounds = kernel_groups(r->i[I_PIXELS], BLOCK) * s.column_groups * r->i[I_IMAGES] / BLOCKS_WANTED;
-    s.block = BLOCK * (rounds < 1 ? 1 : at_most(rounds, MOST_BLOCK));
-    s.blocks = kernel_groups(r->i[I_PIXELS], s.block);
+norm_blocks norm_blocks_of(int64_t images, int64_t pixels, int64_t channels, int64_t most_step) {
+    norm_blocks s = {.step = at_most(kernel_step(channels), most_step)};
+    s.column_groups = kernel_groups(channels / s.step, s.step == 8 ? 8 : 16);
+    int64_t rounds = kernel_groups(pixels, NORM_PIXELS) * s.column_groups * images / BLOCKS_WANTED;
+    s.block = NORM_PIXELS * (rounds < 1 ? 1 : at_most(rounds, MOST_BLOCK));
+    s.blocks = kernel_groups(pixels, s.block);
     return s;
+}
+
+/* Three dispatches: sums over blocks of pixels, their end, and the result. */
+static norm_blocks blocks_of(const record *r) {
+    return norm_blocks_of(r->i[I_IMAGES], r->i[I_PIXELS], r->i[I_CHANNELS], is_grad(r) ? NORM_GRAD_STEP : 8);
 }
 
 /* Partial sums, then the means of the gradient: pairs of floats. */
@@ -379,10 +378,10 @@ static void run_in_workgroup(kernel_call *k, const record *r, gpu_recording *rec
     kernel_run(k, rec, r->i[I_GROUPS], r->i[I_IMAGES], 1, 0);
 }
 
-static bool whole_blocks(const record *r) { return r->i[I_PIXELS] % BLOCK == 0; }
+static bool whole_blocks(const record *r) { return r->i[I_PIXELS] % NORM_PIXELS == 0; }
 
 static void run_blocks(kernel_call *k, const record *r, gpu_recording *rec) {
-    block_shape s = blocks_of(r);
+    norm_blocks s = blocks_of(r);
     const int64_t push[] = {r->i[I_PIXELS], r->i[I_CHANNELS] / s.step, s.block, s.blocks, r->i[I_GROUPS]};
     for (size_t i = 0; i < sizeof push / sizeof *push; i++) kernel_push(k, push[i]);
     kernel_push_divisor(k, group_width(r));
@@ -390,7 +389,7 @@ static void run_blocks(kernel_call *k, const record *r, gpu_recording *rec) {
 }
 
 static void finish(const record *r, gpu_recording *rec, gpu_range stats) {
-    block_shape s = blocks_of(r);
+    norm_blocks s = blocks_of(r);
     kernel_call k = kernel_named("group_norm_finish");
     kernel_constant(&k, FINISH_THREADS);
     kernel_constant(&k, is_grad(r));

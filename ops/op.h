@@ -17,8 +17,15 @@ void grad_sum_done(tape *t, tensor *w, tensor *sum);
 
 /* to += g, to a parameter's gradient. */
 void op_add_into(tape *t, tensor *to, tensor *g);
+/* Sum of everything: fp32 [1]. */
+tensor *op_total(tape *t, tensor *x);
 /* Adds to the gradient of w, one value per column, factor times the sum over rows of x y (y NULL: of x). */
 void grad_add_columns(tape *t, tensor *w, tensor *x, tensor *y, float factor);
+
+/* matmul.c. scale a^T b of two fp32 matrices [n, r] (columns), or the sum over taps of scale a b^T of two [r, n] or [taps, r, n]: [r, r]. No
+   gradient; that of op_factor_gram, x with itself, takes the result's gradient to be symmetric. */
+tensor *op_gram_of_two(tape *t, tensor *a, tensor *b, bool columns, float scale);
+tensor *op_factor_gram(tape *t, tensor *x, bool columns);
 
 /* Loops that the compiler vectorizes are built for several instruction sets and chosen at load time. Sanitizers cannot start such programs.
  */

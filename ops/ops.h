@@ -49,6 +49,19 @@ typedef struct column_scale {
 } column_scale;
 tensor *op_scale_columns(tape *t, tensor *x, column_scale s);
 
+/* dropout.c. factor x, or 0 with probability `rate` (0 .. below 1). What is kept is a pure function of the key, the stream and the place:
+   the choice is made anew for every element, for every column of every image, for every column, or once for everything. */
+typedef enum dropout_of { DROPOUT_ELEMENTS, DROPOUT_IMAGE_COLUMNS, DROPOUT_COLUMNS, DROPOUT_WHOLE } dropout_of;
+typedef struct dropout_shape {
+    dropout_of of;
+    int64_t stream; /* 0 .. 2^32 - 1; different for every use in a run */
+    double rate;
+    float factor;
+} dropout_shape;
+tensor *op_dropout(tape *t, tensor *x, tensor *key /* fp32 [2]: whole numbers below 2^24 */, dropout_shape s);
+/* Whether the choice at that place (the element's index, or image * columns + column, column, 0) is to keep. */
+bool op_dropout_keeps(const float key[2], int64_t stream, int64_t place, double rate);
+
 /* products.c. scale times the products of two small factors: their rows and columns are each paired (equally many) or crossed. Factors hold
    one matrix, or one per tap. Returns [rows, columns] or [taps, rows, columns], fp32 if it is itself a factor, else as operands of products
    are stored. */
@@ -70,7 +83,8 @@ tensor *op_mix(tape *t, tensor *x, tensor *w, int64_t blocks, bool blocks_first,
 /* x: [n, h, w, blocks * k]. Returns every block as an image: [n * blocks, h, w, k]. */
 tensor *op_split_blocks(tape *t, tensor *x, int64_t blocks);
 /* Columns are blocks [g, b] with matrices [g, b, b]: y[g, j] = sum over i of matrices[g, i, j] x[g, i]; transposed: of matrices[g, j, i].
-   stride > 0: blocks are taken from the columns viewed as [c, stride, 2] instead of [c, 2, stride] (BOFT's butterfly). */
+   stride > 0: blocks are taken from the columns viewed as [c, stride, 2] instead of [c, 2, stride] (BOFT's butterfly). Matrices
+   [stages, g, b, b] are as many rotations one after another, each with twice the stride of the one before. */
 tensor *op_rotate(tape *t, tensor *x, tensor *matrices, int64_t stride, bool transposed);
 
 /* cayley.c. b: [..., n, n] fp32. Orthogonal matrices (I + Q) (I - Q)^-1, Q = b - b^T; limit > 0: the norm of Q, over all blocks, is at
@@ -80,6 +94,8 @@ tensor *op_cayley(tape *t, tensor *b, float limit);
 /* dora.c. w: frozen, [out, in] or [taps, out, in]; d: its change, fp32, as w. Returns magnitude / (norm of w + d) for every input column
    (magnitude: [in]) or output row ([out]), fp32. */
 tensor *op_dora(tape *t, tensor *w, tensor *d, tensor *magnitude, bool output_axis);
+/* dora_factored.c. The same where d = scale left right, fp32 [out, r] and [r, in] or [taps, r, in]: d is never made. */
+tensor *op_dora_factored(tape *t, tensor *w, tensor *left, tensor *right, float scale, tensor *magnitude, bool output_axis);
 
 /* layout.c */
 tensor *op_sum_pixels(tape *t, tensor *x /* [n, ..., c] */);                        /* over everything between: [n, c] */
@@ -93,11 +109,28 @@ tensor *op_mse(tape *t, tensor *prediction, tensor *target);
 /* optimizer.c: the update, on a tape of its own that runs after `accumulation` runs of the gradient tape.
    norm: [1], the square root of the sum over all gradients of (grad / loss scale)^2; non-finite if any gradient is. */
 tensor *op_grad_norm(tape *t, tensor *const *grads, int count, tensor *control);
+/* Which elements of a parameter an update touches. */
+typedef struct update_gate {
+    tensor *gates;        /* fp32 [n, 4] input, of each: first open rank, the one behind the last, 1 - beta1^t, 1 - beta2^t */
+    int64_t index;        /* which of the n */
+    int64_t inner, ranks; /* an element's rank is (index / inner) % ranks */
+} update_gate;
 /* One AdamW step (Loshchilov & Hutter; torch.optim.AdamW) of every element of param, and grad = 0.
    control: fp32 [8] input: 0 learning rate, 1 beta1, 2 beta2, 3 eps, 4 weight decay, 5 1 - beta1^t, 6 1 - beta2^t, 7 1 / loss scale.
    max_norm > 0: gradients are scaled by min(1, max_norm / (norm + 1e-6)) (torch.nn.utils.clip_grad_norm_). A non-finite norm leaves
-   everything as it is but grad = 0. */
-void op_adamw(tape *t, tensor *param, tensor *grad, tensor *m, tensor *v, tensor *control, tensor *norm, float max_norm);
+   everything as it is but grad = 0. gate: only what it leaves open moves, with its own t; NULL: everything. */
+void op_adamw(tape *t, tensor *param, tensor *grad, tensor *m, tensor *v, tensor *control, tensor *norm, float max_norm,
+              const update_gate *gate);
+/* grad = 0 for the ranks that are not open. */
+void op_gate_gradient(tape *t, tensor *grad, const update_gate *gate);
+
+/* limit.c: max-norm regularisation, on the update's tape. Square sums are fp32 [1]. */
+/* ||up down||^2 (Frobenius). up: [out, r], down: [r, in] or [taps, r, in], fp32; through their Gram matrices, never the product. */
+tensor *op_product_square_sum(tape *t, tensor *up, tensor *down);
+/* ||x||^2 of any fp32 tensor. */
+tensor *op_square_sum(tape *t, tensor *x);
+/* Where n = scale sqrt(square_sum) is above `limit`, param *= (limit / n)^exponent. */
+void op_limit_norm(tape *t, tensor *param, tensor *square_sum, float scale, float limit, float exponent);
 
 /* All ops, for tests, bench and docs: NULL behind the last. */
 const op *const *op_table(void);

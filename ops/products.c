@@ -11,6 +11,8 @@
 #include "ops/kernel.h"
 #include "ops/op.h"
 
+#include <string.h>
+
 enum { I_TAPS, I_TAPS_A, I_TAPS_B, I_ROWS_A, I_COLUMNS_A, I_ROWS_B, I_COLUMNS_B, I_PAIRED_ROWS, I_PAIRED_COLUMNS, I_SECOND, I_ACCUMULATE };
 
 static const op PRODUCTS, PRODUCTS_GRAD;
@@ -83,22 +85,42 @@ static axis axis_of(int64_t a, int64_t b, bool paired, bool second) {
     return second ? (axis){b, 1, a, b, false} : (axis){a, b, b, 1, false};
 }
 
-/* The gradient of one element: the sum over everything that it was multiplied with. */
-static float grad_of(const record *r, axis rows, axis columns, int64_t tap, int64_t row, int64_t column) {
+OP_HOT static void add_paired(float *out, const float *g, const float *factor, float scale, int64_t n) {
+    for (int64_t j = 0; j < n; j++) out[j] += scale * g[j] * factor[j];
+}
+
+OP_HOT static void add_scaled(float *out, const float *g, float factor, int64_t n) {
+    for (int64_t j = 0; j < n; j++) out[j] += factor * g[j];
+}
+
+OP_HOT static float dot(const float *x, const float *y, int64_t n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += x[j] * y[j];
+    return sum;
+}
+
+/* A row of the result's gradient g times the row of the other factor that is in it. */
+static void add_row(float *out, const float *g, const float *factor, axis columns, float scale) {
+    if (columns.paired)
+        add_paired(out, g, factor, scale, columns.self);
+    else if (columns.self_stride == 1)
+        for (int64_t l = 0; l < columns.other; l++) add_scaled(out, g + l * columns.other_stride, scale * factor[l], columns.self);
+    else
+        for (int64_t j = 0; j < columns.self; j++) out[j] += scale * dot(g + j * columns.self_stride, factor, columns.other);
+}
+
+/* The gradient of one row: the sum over everything that it was multiplied with. */
+static void add_grad_of(const record *r, float *out, axis rows, axis columns, int64_t tap, int64_t row) {
     const int64_t *i = r->i;
     bool second = i[I_SECOND] != 0, shared = i[second ? I_TAPS_B : I_TAPS_A] == 1, other_shared = i[second ? I_TAPS_A : I_TAPS_B] == 1;
     int64_t width = columns_of(r), height = rows_of(r);
     int64_t other_rows = rows.paired ? rows.self : rows.other, other_columns = columns.paired ? columns.self : columns.other;
     const float *g = r->in[0]->cpu, *other = r->in[1]->cpu;
-    double sum = 0;
     for (int64_t s = shared ? 0 : tap; s < (shared ? i[I_TAPS] : tap + 1); s++)
-        for (int64_t k = 0; k < rows.other; k++) {
-            const float *line = g + (s * height + row * rows.self_stride + k * rows.other_stride) * width + column * columns.self_stride;
-            const float *factor = other + ((other_shared ? 0 : s) * other_rows + (rows.paired ? row : k)) * other_columns;
-            if (columns.paired) factor += column;
-            for (int64_t l = 0; l < columns.other; l++) sum += (double)(line[l * columns.other_stride] * factor[l]);
-        }
-    return (float)sum;
+        for (int64_t k = 0; k < rows.other; k++)
+            add_row(out, g + (s * height + row * rows.self_stride + k * rows.other_stride) * width,
+                    other + ((other_shared ? 0 : s) * other_rows + (rows.paired ? row : k)) * other_columns, columns, r->f[0]);
 }
 
 static void grad_axes(const record *r, axis *rows, axis *columns) {
@@ -112,11 +134,12 @@ static void products_grad_cpu(const record *r, const device *d) {
     axis rows, columns;
     grad_axes(r, &rows, &columns);
     float *out = r->out[0]->cpu;
-    int64_t count = tensor_count(r->out[0]);
+    int64_t count = tensor_count(r->out[0]) / columns.self;
 #pragma omp parallel for schedule(static) if (tensor_count(r->in[0]) > OP_SMALL)
     for (int64_t at = 0; at < count; at++) {
-        int64_t column = at % columns.self, row = at / columns.self % rows.self, tap = at / columns.self / rows.self;
-        out[at] = (r->i[I_ACCUMULATE] ? out[at] : 0) + r->f[0] * grad_of(r, rows, columns, tap, row, column);
+        float *line = out + at * columns.self;
+        if (!r->i[I_ACCUMULATE]) memset(line, 0, (size_t)columns.self * sizeof *line);
+        add_grad_of(r, line, rows, columns, at / rows.self, at % rows.self);
     }
 }
 
@@ -140,7 +163,25 @@ static void push_axis(kernel_call *k, axis a) {
     kernel_push(k, a.paired);
 }
 
+/* The gradient of a factor of one element, a scalar: everything is summed, which is not for one thread to do. */
+static void scalar_grad_vulkan(const record *r, gpu_recording *rec) {
+    enum { THREADS = 256 };
+    kernel_call k = kernel_named("dot");
+    kernel_read(&k, r->in[0]);
+    kernel_read(&k, r->in[1]);
+    kernel_write(&k, r->out[0]);
+    kernel_constant(&k, THREADS);
+    kernel_push(&k, tensor_count(r->in[1]));
+    kernel_push(&k, r->i[I_ACCUMULATE]);
+    kernel_push_float(&k, r->f[0]);
+    kernel_run(&k, rec, 1, 1, 1, 0);
+}
+
 static void products_grad_vulkan(const record *r, gpu_recording *rec) {
+    if (tensor_count(r->out[0]) == 1 && tensor_count(r->in[0]) == tensor_count(r->in[1])) {
+        scalar_grad_vulkan(r, rec);
+        return;
+    }
     axis rows, columns;
     grad_axes(r, &rows, &columns);
     bool second = r->i[I_SECOND] != 0;

@@ -1,6 +1,7 @@
 #include "pipeline/pipeline.h"
 
 #include "base/memory.h"
+#include "pipeline/words.h"
 #include "unet/unet.h"
 #include "vae/vae.h"
 
@@ -209,7 +210,10 @@ static bool read_image(pipeline *p, const tensor *t, float *values, error *err) 
 
 static bool write_tokens(pipeline *p, tensor *t, const int32_t *ids, int n, error *err) {
     float *embedded = memory_new((size_t)tensor_count(t), sizeof *embedded);
-    bool ok = text_encoder_embed(&p->model, ids, n, embedded, err) && tensor_write(p->device, t, embedded, err);
+    int64_t count;
+    float *words = pipeline_word_vectors(p, &count);
+    bool ok = text_encoder_embed_more(&p->model, ids, n, words, count, embedded, err) && tensor_write(p->device, t, embedded, err);
+    free(words);
     free(embedded);
     return ok;
 }

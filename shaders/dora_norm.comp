@@ -5,6 +5,7 @@
 #include "common.glsl"
 layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint OF_ROWS = 0;
+layout(constant_id = 1) const uint CHANGED = 1; // 0: of w alone
 layout(push_constant) uniform Shape { uint rows, columns, chunk; } p;
 layout(set = 0, binding = 0) readonly buffer W { T0 w[]; };
 layout(set = 0, binding = 1) readonly buffer D { float d[]; };
@@ -13,7 +14,8 @@ shared float sums[128];
 
 float square(uint at)
 {
-    float v = float(w[at]) + d[at];
+    float v = float(w[at]);
+    if (CHANGED != 0) v += d[at];
     return v * v;
 }
 

@@ -1,5 +1,7 @@
 #include "text_encoder/text_encoder.h"
 
+#include <string.h>
+
 static const char TOKENS[] = "text_model.embeddings.token_embedding.weight",
                   POSITIONS[] = "text_model.embeddings.position_embedding.weight";
 
@@ -24,17 +26,25 @@ bool text_encoder_get_sizes(const checkpoint *c, text_encoder_sizes *sizes, erro
 }
 
 bool text_encoder_embed(const checkpoint *c, const int32_t *ids, int n, float *out, error *err) {
+    return text_encoder_embed_more(c, ids, n, NULL, 0, out, err);
+}
+
+bool text_encoder_embed_more(const checkpoint *c, const int32_t *ids, int n, const float *more, int64_t count, float *out, error *err) {
     text_encoder_sizes sizes;
     if (!text_encoder_get_sizes(c, &sizes, err)) return false;
     const checkpoint_tensor *tokens = checkpoint_find(c, CHECKPOINT_TEXT_ENCODER, TOKENS),
                             *positions = checkpoint_find(c, CHECKPOINT_TEXT_ENCODER, POSITIONS);
     size_t width = (size_t)sizes.width, row = width * dtype_size(tokens->type), position_row = width * dtype_size(positions->type);
     for (int64_t i = 0; i < n * sizes.positions; i++, out += width) {
-        if (ids[i] < 0 || ids[i] >= sizes.vocabulary)
+        int64_t behind = ids[i] - sizes.vocabulary;
+        if (ids[i] < 0 || behind >= count)
             return error_set(err, "token id %d is outside the model's vocabulary of %lld", ids[i], (long long)sizes.vocabulary);
         float position[4096];
         if (width > 4096) return error_set(err, "%s: a text encoder %zu wide is not Stable Diffusion 1.x", c->path, width);
-        dtype_to_f32(out, (const char *)tokens->data + (size_t)ids[i] * row, tokens->type, width);
+        if (behind < 0)
+            dtype_to_f32(out, (const char *)tokens->data + (size_t)ids[i] * row, tokens->type, width);
+        else
+            memcpy(out, more + (size_t)behind * width, width * sizeof *out);
         dtype_to_f32(position, (const char *)positions->data + (size_t)(i % sizes.positions) * position_row, positions->type, width);
         for (size_t j = 0; j < width; j++) out[j] += position[j];
     }

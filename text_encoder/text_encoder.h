@@ -12,6 +12,8 @@ bool text_encoder_get_sizes(const checkpoint *c, text_encoder_sizes *sizes, erro
 
 /* Token plus position embeddings, on the host: ids [n, positions] -> out [n, positions, width]. Ids outside the vocabulary are an error. */
 bool text_encoder_embed(const checkpoint *c, const int32_t *ids, int n, float *out, error *err);
+/* The same with `count` more embeddings behind the vocabulary: [count, width]. */
+bool text_encoder_embed_more(const checkpoint *c, const int32_t *ids, int n, const float *more, int64_t count, float *out, error *err);
 
 /* embedded: [n, tokens, width] as above. Returns the states after the last layer but skip - 1 (A1111's clip skip: 1 = all layers, 2 = the
    penultimate states), through the final layer norm. NULL with a failure on the tape when the model has no so many layers. */

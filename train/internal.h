@@ -43,6 +43,9 @@ size_t train_count_captions(const dataset *data, size_t *of);
 bool train_state_save(trainer *t, error *err);
 bool train_state_load(trainer *t, error *err);
 
+/* pissa.c: gives the modules that have such their first values. */
+bool train_pissa_begin(const adapter *a, error *err);
+
 /* metadata.c: sd-scripts' ss_* and modelspec.* pairs for the adapter file, as of t->step. name: the file's, without folder and ending. */
 typedef struct train_metadata {
     safetensors_pair *pairs;
@@ -50,6 +53,8 @@ typedef struct train_metadata {
 } train_metadata;
 
 train_metadata train_metadata_make(const trainer *t, const char *name);
+/* What is for ss_network_args beside what the adapter itself tells; *lycoris: some of it only LyCORIS has. */
+train_metadata train_network_arguments(const trainer *t, bool *lycoris);
 void train_metadata_free(train_metadata *m);
 
 /* One batch of an update, and what it was made of. */

@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "ops/ops.h"
+#include "train/gates.h"
 #include "unet/unet.h"
 
 #include <math.h>
@@ -22,7 +23,15 @@ typedef struct step_plan {
     shape shape;
     plan *plan;
     tensor *noisy, *time, *text, *target, *seed, *loss;
+    adapter_step step; /* what dropouts and the like read */
 } step_plan;
+
+/* Tensors with one learning rate: that of a part of the model times a factor. */
+typedef struct rate_group {
+    checkpoint_part part;
+    float factor;
+    tensor *control; /* the optimizer's settings */
+} rate_group;
 
 struct learner {
     pipeline *pipeline;
@@ -37,7 +46,11 @@ struct learner {
     step_plan *plans;
     int plan_count;
     plan *update;
-    tensor *control[CHECKPOINT_PARTS], *norm;
+    rate_group *groups;
+    int group_count;
+    int *group_of; /* by tensor */
+    tensor *norm;
+    train_gates *gates; /* NULL: every update moves everything */
     int64_t steps;
     float loss_scale;
     int good_steps;
@@ -56,18 +69,40 @@ static checkpoint_part part_of(const learner *l, int index) {
 
 static tensor *value_of(const learner *l, int index) { return adapter_tensor_at(l->adapter, index, NULL)->value; }
 
+static bool same_float(float a, float b) { return !(a < b) && !(a > b); }
+
+/* Neighbouring tensors of a group are updated together, so there are no more groups than different rates. */
+static void make_groups(learner *l) {
+    l->group_of = memory_new((size_t)l->count, sizeof *l->group_of);
+    for (int i = 0, g; i < l->count; i++) {
+        checkpoint_part part = part_of(l, i);
+        float factor = adapter_tensor_at(l->adapter, i, NULL)->rate;
+        for (g = 0; g < l->group_count; g++)
+            if (l->groups[g].part == part && same_float(l->groups[g].factor, factor)) break;
+        l->group_of[i] = g;
+        if (g < l->group_count) continue;
+        l->groups = memory_grow(l->groups, (size_t)l->group_count + 1, sizeof *l->groups);
+        l->groups[l->group_count++] = (rate_group){.part = part, .factor = factor};
+    }
+}
+
 /* The update tape: norm of all gradients, then AdamW on every tensor. */
 static bool record_update(learner *l, error *err) {
     tape *t = tape_create(l->pipeline->device);
-    for (int part = 0; part < CHECKPOINT_PARTS; part++)
-        l->control[part] = tape_input(t, "optimizer settings", DTYPE_F32, 1, (int64_t[]){8});
+    for (int i = 0; i < l->group_count; i++) l->groups[i].control = tape_input(t, "optimizer settings", DTYPE_F32, 1, (int64_t[]){8});
     tensor **grads = memory_new((size_t)l->count, sizeof *grads);
     for (int i = 0; i < l->count; i++) grads[i] = value_of(l, i)->grad;
-    /* The norm must depend on an input that is written in every run, whichever parts are trained. */
-    l->norm = op_grad_norm(t, grads, l->count, l->control[part_of(l, 0)]);
-    for (int i = 0; i < l->count; i++)
-        op_adamw(t, value_of(l, i), grads[i], l->m[i], l->v[i], l->control[part_of(l, i)], l->norm, l->options.max_grad_norm);
+    l->norm = op_grad_norm(t, grads, l->count, l->groups[0].control);
+    l->gates = train_gates_create(l->adapter, t);
+    for (int i = 0; i < l->count; i++) {
+        const adapter_module *m;
+        const adapter_tensor *x = adapter_tensor_at(l->adapter, i, &m);
+        update_gate gate = l->gates ? adapter_gate(l->adapter, m, x, train_gates_input(l->gates)) : (update_gate){0};
+        op_adamw(t, x->value, grads[i], l->m[i], l->v[i], l->groups[l->group_of[i]].control, l->norm, l->options.max_grad_norm,
+                 l->gates ? &gate : NULL);
+    }
     free(grads);
+    for (int i = 0; i < l->adapter->module_count; i++) adapter_limit_norm(l->adapter, &l->adapter->modules[i], t);
     l->update = plan_create(t, err);
     return l->update != NULL;
 }
@@ -95,13 +130,17 @@ learner *learner_create(pipeline *p, adapter *a, const learner_options *options,
     l->loss_scale = p->device->activation == DTYPE_F16 ? FIRST_LOSS_SCALE : 1.0f;
     noise_schedule_init(&l->schedule);
     bool ok = l->count > 0 || error_set(err, "there is nothing to train: the adapter has no tensors");
+    if (ok) make_groups(l);
     if (ok && make_state(l, err) && record_update(l, err)) return l;
     learner_free(l);
     return NULL;
 }
 
 static void drop_plans(learner *l) {
-    for (int i = 0; i < l->plan_count; i++) plan_free(l->plans[i].plan);
+    for (int i = 0; i < l->plan_count; i++) {
+        plan_free(l->plans[i].plan);
+        adapter_step_free(&l->plans[i].step);
+    }
     l->plan_count = 0;
 }
 
@@ -121,8 +160,11 @@ void learner_free(learner *l) {
     if (!l) return;
     drop_arena(l);
     plan_free(l->update);
+    train_gates_free(l->gates);
     for (int i = 0; i < 2; i++) tensor_pool_free(l->pools[i]);
     free(l->plans);
+    free(l->groups);
+    free(l->group_of);
     free(l->m);
     free(l->v);
     free(l);
@@ -144,6 +186,7 @@ static tape *record_step(learner *l, const shape *s, bool recompute, step_plan *
     made->text = tape_input(t, "text", DTYPE_COUNT, 3, (int64_t[]){s->n, s->tokens, p->text.width});
     made->seed = tape_input(t, "loss gradient", DTYPE_F32, 1, (int64_t[]){1});
     tensor *context = made->text;
+    adapter_step_begin(l->adapter, t, &made->step);
     if (s->text) {
         layer_scope text = pipeline_scope(p, t, CHECKPOINT_TEXT_ENCODER);
         context = text_encoder_forward(&text, made->text, l->options.clip_skip);
@@ -151,7 +194,9 @@ static tape *record_step(learner *l, const shape *s, bool recompute, step_plan *
     layer_scope unet = pipeline_scope(p, t, CHECKPOINT_UNET);
     made->loss = op_mse(t, unet_forward(&unet, made->noisy, made->time, context), made->target);
     tape_keep(made->loss);
+    adapter_step_end(l->adapter);
     tape_backward(t, made->loss, made->seed, recompute);
+    adapter_step_gate_gradients(&made->step, t);
     return t;
 }
 
@@ -174,11 +219,12 @@ static step_plan *prepare(learner *l, const shape *s, error *err) {
     step_plan made;
     tape *t = record_step(l, s, l->options.checkpoint, &made);
     plan_size size;
-    if (!plan_measure(t, &size, err) || !learner_reserve(l, size.arena, err)) {
-        tape_free(t);
+    bool ok = plan_measure(t, &size, err) && learner_reserve(l, size.arena, err);
+    if (!ok) tape_free(t);
+    if (!ok || !(made.plan = plan_create_in(t, l->arena, err))) {
+        adapter_step_free(&made.step);
         return NULL;
     }
-    if (!(made.plan = plan_create_in(t, l->arena, err))) return NULL;
     l->plans = memory_grow(l->plans, (size_t)l->plan_count + 1, sizeof *l->plans);
     l->plans[l->plan_count] = made;
     return &l->plans[l->plan_count++];
@@ -228,6 +274,7 @@ bool learner_accumulate(learner *l, const learner_batch *batch, float *loss, err
     const shape s = {batch->n, batch->h, batch->w, batch->ids ? (int)l->pipeline->text.positions : batch->tokens, batch->ids != NULL};
     step_plan *step = prepare(l, &s, err);
     if (!step || !write_images(l, step, batch, err) || !write_conditions(l, step, batch, err)) return false;
+    if (!adapter_step_write(&step->step, l->steps, batch->number, err)) return false;
     return plan_run(step->plan, err) && tensor_read(l->pipeline->device, step->loss, loss, err);
 }
 
@@ -247,8 +294,9 @@ static void adjust_loss_scale(learner *l, bool applied) {
 bool learner_update(learner *l, const float rates[CHECKPOINT_PARTS], float *grad_norm, bool *applied, error *err) {
     const learner_options *o = &l->options;
     double step = (double)(l->steps + 1);
-    for (int part = 0; part < CHECKPOINT_PARTS; part++) {
-        const float control[8] = {rates[part],
+    for (int i = 0; i < l->group_count; i++) {
+        const rate_group *g = &l->groups[i];
+        const float control[8] = {rates[g->part] * g->factor,
                                   o->beta1,
                                   o->beta2,
                                   o->eps,
@@ -256,13 +304,12 @@ bool learner_update(learner *l, const float rates[CHECKPOINT_PARTS], float *grad
                                   (float)(1.0 - pow((double)o->beta1, step)),
                                   (float)(1.0 - pow((double)o->beta2, step)),
                                   1.0f / l->loss_scale};
-        /* A part without trained modules has no place on the tape. */
-        bool used = false;
-        for (int i = 0; i < l->count && !used; i++) used = part_of(l, i) == (checkpoint_part)part;
-        if (used && !tensor_write(l->pipeline->device, l->control[part], control, err)) return false;
+        if (!tensor_write(l->pipeline->device, g->control, control, err)) return false;
     }
+    if (l->gates && !train_gates_write(l->gates, l->steps, o->beta1, o->beta2, err)) return false;
     if (!plan_run(l->update, err) || !tensor_read(l->pipeline->device, l->norm, grad_norm, err)) return false;
     *applied = isfinite(*grad_norm);
+    if (*applied && l->gates) train_gates_count(l->gates, l->steps);
     if (*applied) l->steps++;
     adjust_loss_scale(l, *applied);
     return true;
@@ -309,7 +356,12 @@ bool learner_write_state(learner *l, int index, const float *value, const float 
 }
 
 int64_t learner_steps(const learner *l) { return l->steps; }
-void learner_set_steps(learner *l, int64_t steps) { l->steps = steps; }
+
+void learner_set_steps(learner *l, int64_t steps) {
+    l->steps = steps;
+    if (l->gates) train_gates_recount(l->gates, steps);
+}
+
 float learner_loss_scale(const learner *l) { return l->loss_scale; }
 int learner_good_steps(const learner *l) { return l->good_steps; }
 
@@ -323,8 +375,11 @@ bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_insi
     tape *t = record_step(l, &(shape){n, h, w, tokens, text_inside}, recompute, &made);
     bool ok = plan_measure(t, size, err);
     tape_free(t);
+    adapter_step_free(&made.step);
     return ok;
 }
+
+size_t learner_update_bytes(const learner *l) { return plan_arena_bytes(l->update); }
 
 void learner_count(const learner *l, gpu_counts *sum) {
     for (int i = 0; i < l->plan_count; i++) plan_count(l->plans[i].plan, sum);

@@ -35,12 +35,14 @@ typedef struct learner_batch {
     const int32_t *ids;           /* [n, 77]: the text encoder runs inside the step (and may be trained); NULL: */
     const float *context;         /* [n, tokens, width] is given */
     int tokens;
+    uint64_t number; /* of the batch in the training: dropouts are drawn by it */
 } learner_batch;
 
 /* Noise prediction loss (mean squared error over everything) and its gradient divided by `accumulation`, added to the gradients so far. */
 bool learner_accumulate(learner *l, const learner_batch *batch, float *loss, error *err);
 
-/* One AdamW step from the accumulated gradients, which are then zero. rates: by part (checkpoint_part). grad_norm: before clipping.
+/* One AdamW step from the accumulated gradients, which are then zero. rates: by part (checkpoint_part), which a tensor's own
+   factor multiplies. grad_norm: before clipping.
  *applied false: the gradients were not finite. In fp16 that lowers the loss scale and training goes on; in fp32 it never helps. */
 bool learner_update(learner *l, const float rates[CHECKPOINT_PARTS], float *grad_norm, bool *applied, error *err);
 
@@ -58,6 +60,8 @@ int learner_good_steps(const learner *l); /* since the loss scale last changed *
 
 /* What one batch shape will take, with activations kept or recomputed; nothing is loaded or made for it. */
 bool learner_measure(learner *l, int n, int h, int w, int tokens, bool text_inside, bool recompute, plan_size *size, error *err);
+/* Of the update's own working memory, which is there from the beginning. */
+size_t learner_update_bytes(const learner *l);
 /* Sets that much aside, so that the arena need not grow later (growing makes every shape's plan anew). */
 bool learner_reserve(learner *l, size_t bytes, error *err);
 /* Adds what a step of every shape so far and an update send to a Vulkan device (see plan_count). */

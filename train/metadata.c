@@ -29,6 +29,13 @@ static void put_number(train_metadata *m, const char *key, double value) {
     put(m, key, text);
 }
 
+static void put_number_or_none(train_metadata *m, const char *key, double value) {
+    if (value > 0)
+        put_number(m, key, value);
+    else
+        put(m, key, "None");
+}
+
 static void put_bool(train_metadata *m, const char *key, bool value) { put(m, key, value ? "True" : "False"); }
 
 static void put_json(train_metadata *m, const char *key, json_t *value) {
@@ -163,7 +170,8 @@ static void put_settings(train_metadata *m, const trainer *t) {
     put(m, "ss_cache_latents", "True");
     put(m, "ss_loss_type", "l2");
     put(m, "ss_prior_loss_weight", "1.0");
-    put(m, "ss_network_dropout", "None");
+    put_number_or_none(m, "ss_network_dropout", o->adapter.stepwise.network_dropout);
+    put_number_or_none(m, "ss_scale_weight_norms", o->adapter.stepwise.max_norm);
     put(m, "ss_training_comment", o->comment ? o->comment : "None");
 }
 
@@ -190,6 +198,81 @@ train_metadata train_metadata_make(const trainer *t, const char *name) {
     put_model(&m, t);
     put_settings(&m, t);
     put_data(&m, t);
+    return m;
+}
+
+/* ---- ss_network_args ---- */
+
+static void put_switch(train_metadata *m, const char *key, bool value) {
+    if (value) put_bool(m, key, true);
+}
+
+static void put_text(train_metadata *m, const char *key, const char *value) {
+    if (value) put(m, key, value);
+}
+
+static void put_positive(train_metadata *m, const char *key, double value) {
+    if (value > 0) put_number(m, key, value);
+}
+
+static void put_rules(train_metadata *m, const char *key, adapter_rules rules) {
+    char *all = memory_string("");
+    for (int i = 0; i < rules.count; i++) {
+        char *longer = memory_format("%s%s%s", all, i ? " " : "", rules.item[i]);
+        free(all);
+        all = longer;
+    }
+    if (*all) put(m, key, all);
+    free(all);
+}
+
+/* LoRA+: one ratio where both parts have the same. */
+static void put_ratios(train_metadata *m, const adapter_options *a) {
+    double unet = a->up_ratio[CHECKPOINT_UNET], text = a->up_ratio[CHECKPOINT_TEXT_ENCODER];
+    bool same = !(unet < text) && !(unet > text);
+    put_positive(m, "loraplus_lr_ratio", same ? unet : 0);
+    put_positive(m, "loraplus_unet_lr_ratio", same ? 0 : unet);
+    put_positive(m, "loraplus_text_encoder_lr_ratio", same ? 0 : text);
+}
+
+/* LyCORIS' name of a set of modules, or NULL: it has none. */
+static const char *preset_of(const char *targets) {
+    const char *name;
+    if (!targets || strcmp(targets, "blocks") == 0) return NULL;
+    if (strcmp(targets, "attn") == 0) return "attn-only";
+    for (int i = 0; (name = adapter_targets_at(i)); i++)
+        if (strcmp(name, targets) == 0) return name;
+    return NULL;
+}
+
+train_metadata train_network_arguments(const trainer *t, bool *lycoris) {
+    train_metadata m = {0};
+    const adapter_options *a = &t->options.adapter;
+    if (a->factor) put_int(&m, "factor", a->factor);
+    put_switch(&m, "decompose_both", a->decompose_both);
+    put_switch(&m, "full_matrix", a->full_matrix);
+    put_positive(&m, "constraint", a->constraint);
+    put_switch(&m, "rescaled", a->rescaled);
+    put_switch(&m, "use_tucker", a->tucker);
+    put_switch(&m, "dora_wd", a->dora);
+    if (a->dora) put_bool(&m, "wd_on_output", false);
+    put_switch(&m, "use_scalar", a->trained_scalar);
+    put_switch(&m, "rs_lora", a->rank_stabilised);
+    *lycoris = m.count > 0;
+    if (*lycoris || strcmp(t->adapter->trainee->module, "lycoris.kohya") == 0) put_text(&m, "preset", preset_of(a->targets));
+    put_ratios(&m, a);
+    put_text(&m, "block_dims", a->block_dims);
+    put_text(&m, "block_alphas", a->block_alphas);
+    put_text(&m, "conv_block_dims", a->conv_block_dims);
+    put_text(&m, "conv_block_alphas", a->conv_block_alphas);
+    put_text(&m, "down_lr_weight", a->down_lr_weight);
+    put_text(&m, "mid_lr_weight", a->mid_lr_weight);
+    put_text(&m, "up_lr_weight", a->up_lr_weight);
+    put_positive(&m, "block_lr_zero_threshold", a->block_lr_zero_threshold);
+    put_rules(&m, "module_rank", a->module_rank);
+    put_rules(&m, "module_alpha", a->module_alpha);
+    put_rules(&m, "module_lr", a->module_lr);
+    if (a->init != ADAPTER_INIT_DEFAULT) put(&m, "init", adapter_init_at((int)a->init));
     return m;
 }
 

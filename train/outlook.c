@@ -125,7 +125,8 @@ bool trainer_measure(trainer *t, train_outlook *o, error *err) {
     *o = (train_outlook){.steps = t->steps, .epochs = train_epochs(t), .batches = t->batches, .resumed = t->step};
     for (int i = 0; i < t->adapter->module_count; i++) o->modules[t->adapter->modules[i].info->part]++;
     o->parameters = adapter_parameters(t->adapter);
-    o->adapter_bytes = (size_t)o->parameters * 4 * sizeof(float);
+    o->adapter_bytes = (size_t)o->parameters * 4 * sizeof(float) + learner_update_bytes(t->learner);
+    if (t->adapter->starts) o->adapter_bytes += (size_t)o->parameters * sizeof(float);
     o->cache_bytes = cache_bytes(t);
     plan_size size;
     if (!measure_steps(t, own_variant(t), o, &size, err) || !measure_encoding(t, o, err)) return false;

@@ -1,6 +1,7 @@
 /* The state beside the adapter file: values, AdamW's moments, the step, and the settings that the numbers depend on. */
 #include "base/memory.h"
 #include "base/sha256.h"
+#include "lora/start.h"
 #include "train/internal.h"
 
 #include <inttypes.h>
@@ -83,6 +84,30 @@ static void visit_pictures(const trainer *t, setting_visitor visit, void *user) 
     visit(user, "data", text);
 }
 
+static void visit_texts(const adapter_options *a, setting_visitor visit, void *user) {
+    const struct {
+        const char *option, *text;
+    } texts[] = {{"block-dims", a->block_dims},           {"block-alphas", a->block_alphas},
+                 {"conv-block-dims", a->conv_block_dims}, {"conv-block-alphas", a->conv_block_alphas},
+                 {"down-lr-weight", a->down_lr_weight},   {"mid-lr-weight", a->mid_lr_weight},
+                 {"up-lr-weight", a->up_lr_weight},       {"init", a->init == ADAPTER_INIT_DEFAULT ? NULL : adapter_init_at((int)a->init)}};
+    const struct {
+        const char *option;
+        const adapter_rules *rules;
+    } lists[] = {{"module-rank", &a->module_rank}, {"module-alpha", &a->module_alpha}, {"module-lr", &a->module_lr}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) visit(user, texts[i].option, texts[i].text ? texts[i].text : "");
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        char *all = memory_string("");
+        for (int j = 0; j < lists[i].rules->count; j++) {
+            char *longer = memory_format("%s%s%s", all, j ? " " : "", lists[i].rules->item[j]);
+            free(all);
+            all = longer;
+        }
+        visit(user, lists[i].option, all);
+        free(all);
+    }
+}
+
 static void visit_settings(const trainer *t, setting_visitor visit, void *user) {
     const train_options *o = &t->options;
     char hash[65];
@@ -93,6 +118,7 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
     snprintf(hash, sizeof hash, "%" PRIu64, o->seed);
     visit(user, "seed", hash);
     visit(user, "targets", o->adapter.targets ? o->adapter.targets : "");
+    visit_texts(&o->adapter, visit, user);
     visit(user, "lr-scheduler", rate_schedule_name(o->schedule));
     visit(user, "precision", t->pipeline->device->bf16 ? "BF16" : dtype_name(t->pipeline->device->activation));
     const struct {
@@ -105,6 +131,17 @@ static void visit_settings(const trainer *t, setting_visitor visit, void *user) 
                    {"full-matrix", o->adapter.full_matrix},
                    {"constraint", o->adapter.constraint},
                    {"rescaled", o->adapter.rescaled},
+                   {"train-norm", o->adapter.train_norm},
+                   {"rs-lora", o->adapter.rank_stabilised},
+                   {"use-scalar", o->adapter.trained_scalar},
+                   {"loraplus-unet-lr-ratio", o->adapter.up_ratio[CHECKPOINT_UNET]},
+                   {"loraplus-text-encoder-lr-ratio", o->adapter.up_ratio[CHECKPOINT_TEXT_ENCODER]},
+                   {"block-lr-zero-threshold", o->adapter.block_lr_zero_threshold},
+                   {"network-dropout", o->adapter.stepwise.network_dropout},
+                   {"rank-dropout", o->adapter.stepwise.rank_dropout},
+                   {"module-dropout", o->adapter.stepwise.module_dropout},
+                   {"block-size", o->adapter.stepwise.block_size},
+                   {"scale-weight-norms", o->adapter.stepwise.max_norm},
                    {"rank", o->adapter.rank},
                    {"alpha", o->adapter.alpha},
                    {"conv-rank", o->adapter.conv_rank},
@@ -174,17 +211,40 @@ static bool add_tensor(trainer *t, safetensors_writer *writer, int index, float 
     return ok;
 }
 
+/* Which of an adapter's tensors has a beginning of its own to keep: its module and its number there; false: it has none. */
+static bool start_of(const adapter *a, int index, const adapter_module **m, int *number) {
+    const adapter_tensor *x = adapter_tensor_at(a, index, m);
+    *number = (int)(x - (*m)->tensors);
+    return *number < 2 && (*m)->start[*number];
+}
+
+static bool add_start(trainer *t, safetensors_writer *writer, int index, float **copy, sha256 *hash, error *err) {
+    const adapter_module *m;
+    int number;
+    if (!start_of(t->adapter, index, &m, &number)) return true;
+    const adapter_tensor *a = &m->tensors[number];
+    size_t count = (size_t)adapter_tensor_elements(a);
+    *copy = memory_new(count, sizeof(float));
+    if (!adapter_start_read(t->adapter, m, number, *copy, err)) return false;
+    char *name = memory_format("start/%s", a->name);
+    bool ok = safetensors_writer_add_f32(writer, name, DTYPE_F32, a->rank, a->dims, *copy, err);
+    sha256_update(hash, *copy, count * sizeof(float));
+    free(name);
+    return ok;
+}
+
 bool train_state_save(trainer *t, error *err) {
     int count = adapter_tensor_count(t->adapter);
     safetensors_writer writer = {.refuse_nonfinite = true};
-    float *(*copies)[KINDS] = memory_new((size_t)count, sizeof *copies);
+    float *(*copies)[KINDS] = memory_new((size_t)count, sizeof *copies), **starts = memory_new((size_t)count, sizeof *starts);
     char digest[65];
     sha256 hash;
     sha256_init(&hash);
     safetensors_writer_metadata(&writer, "format", FORMAT);
     note_counters(t, &writer, &hash);
     bool ok = true;
-    for (int i = 0; ok && i < count; i++) ok = add_tensor(t, &writer, i, copies[i], &hash, err);
+    for (int i = 0; ok && i < count; i++)
+        ok = add_tensor(t, &writer, i, copies[i], &hash, err) && add_start(t, &writer, i, &starts[i], &hash, err);
     sha256_hex(&hash, digest);
     safetensors_writer_metadata(&writer, "sha256", digest);
     visit_settings(t, note_setting, &writer);
@@ -193,6 +253,8 @@ bool train_state_save(trainer *t, error *err) {
     safetensors_writer_free(&writer);
     for (int i = 0; i < count; i++)
         for (int k = 0; k < KINDS; k++) free(copies[i][k]);
+    for (int i = 0; i < count; i++) free(starts[i]);
+    free(starts);
     free(copies);
     free(path);
     return ok;
@@ -211,8 +273,8 @@ static void compare_setting(void *user, const char *option, const char *value) {
     char key[80];
     snprintf(key, sizeof key, "setting.%s", option);
     const char *was = safetensors_metadata(c->state, key);
-    /* Switches and numbers that came later than the state are 0 where they change nothing. */
-    if (c->option || strcmp(was ? was : "0", value) == 0) return;
+    /* What came later than the state is 0 or empty where it changes nothing. */
+    if (c->option || strcmp(was ? was : *value ? "0" : "", value) == 0) return;
     c->option = option;
     snprintf(c->was, sizeof c->was, "%s", was ? was : "nothing");
     snprintf(c->is, sizeof c->is, "%s", value);
@@ -260,6 +322,23 @@ static bool load_tensor(trainer *t, const safetensors *state, int index, sha256 
     return ok;
 }
 
+static bool load_start(trainer *t, const safetensors *state, int index, sha256 *hash, error *err) {
+    const adapter_module *m;
+    int number;
+    if (!start_of(t->adapter, index, &m, &number)) return true;
+    char *name = memory_format("start/%s", m->tensors[number].name);
+    const safetensors_tensor *s = safetensors_need(state, name, err);
+    bool ok = s != NULL;
+    if (ok && (s->type != DTYPE_F32 || (int64_t)s->elements != adapter_tensor_elements(&m->tensors[number])))
+        ok = error_set(err, "%s: %s has another size than this training's", state->path, name);
+    float *values = ok ? safetensors_read_f32(state, s, err) : NULL;
+    if (values) sha256_update(hash, values, s->elements * sizeof(float));
+    ok = values && adapter_start_write(t->adapter, m, number, values, err);
+    free(values);
+    free(name);
+    return ok;
+}
+
 static bool load(trainer *t, const safetensors *state, error *err) {
     const char *format = safetensors_metadata(state, "format"), *expected = safetensors_metadata(state, "sha256");
     if (!format || strcmp(format, FORMAT) != 0) return error_set(err, "%s: is not a training state of this program's version", state->path);
@@ -269,7 +348,7 @@ static bool load(trainer *t, const safetensors *state, error *err) {
     sha256_init(&hash);
     if (!read_counters(state, &c, &hash, err) || !same_settings(t, state, err)) return false;
     for (int i = 0; i < adapter_tensor_count(t->adapter); i++)
-        if (!load_tensor(t, state, i, &hash, err)) return false;
+        if (!load_tensor(t, state, i, &hash, err) || !load_start(t, state, i, &hash, err)) return false;
     sha256_hex(&hash, digest);
     if (!expected || strcmp(digest, expected) != 0)
         return error_set(err, "%s: is damaged, its contents do not match its checksum", state->path);

@@ -1,6 +1,7 @@
 /* --trace: what a training did, to the tensor. */
 #include "base/file.h"
 #include "base/memory.h"
+#include "lora/start.h"
 #include "train/internal.h"
 
 #include <errno.h>
@@ -90,6 +91,22 @@ static float *keep(trace_tensors *x, size_t count) {
     return x->buffers[x->count++] = memory_new(count, sizeof(float));
 }
 
+/* Of PiSSA: the change is measured from these. */
+static bool keep_starts(trainer *t, trace_tensors *x, error *err) {
+    bool ok = true;
+    for (int i = 0; ok && i < 2 * t->adapter->module_count; i++) {
+        const adapter_module *m = &t->adapter->modules[i / 2];
+        const adapter_tensor *a = &m->tensors[i % 2];
+        if (!m->start[i % 2]) continue;
+        float *values = keep(x, (size_t)adapter_tensor_elements(a));
+        char *name = memory_format("start/%s", a->name);
+        ok = adapter_start_read(t->adapter, m, i % 2, values, err) &&
+             safetensors_writer_add_f32(&x->writer, name, DTYPE_F32, a->rank, a->dims, values, err);
+        free(name);
+    }
+    return ok;
+}
+
 /* Scaling is not trained: one alpha a module, told once. */
 static bool keep_alphas(trainer *t, trace_tensors *x, error *err) {
     bool ok = true;
@@ -105,7 +122,7 @@ static bool keep_alphas(trainer *t, trace_tensors *x, error *err) {
 }
 
 bool train_trace_adapter(trainer *t, trace_tensors *x, const char *prefix, error *err) {
-    bool ok = strcmp(prefix, "before") != 0 || keep_alphas(t, x, err);
+    bool ok = strcmp(prefix, "before") != 0 || (keep_alphas(t, x, err) && keep_starts(t, x, err));
     for (int i = 0; ok && i < adapter_tensor_count(t->adapter); i++) {
         const adapter_tensor *a = adapter_tensor_at(t->adapter, i, NULL);
         float *values = keep(x, (size_t)adapter_tensor_elements(a));

@@ -38,6 +38,10 @@ trainer *trainer_create(pipeline *p, const dataset *data, const train_options *o
     t->options.adapter.seed = options->seed;
     t->options.learner.checkpoint = options->checkpoint == 1;
     t->adapter = adapter_create(&t->options.adapter, p->modules, p->device, err);
+    if (t->adapter && !options->resume && !train_pissa_begin(t->adapter, err)) {
+        adapter_free(t->adapter);
+        t->adapter = NULL;
+    }
     if (t->adapter) {
         adapter_stack_add(p->adapters, t->adapter, 1, 1);
         pipeline_adapters_changed(p);
@@ -126,6 +130,7 @@ static traced_batch make_batch(trainer *t, int64_t number) {
                              .ids = context ? NULL : ids,
                              .context = context};
     tensors.tokens = TOKENIZER_LENGTH;
+    tensors.number = (uint64_t)number;
     return (traced_batch){.items = items, .tensors = tensors, .ids = ids};
 }
 
@@ -242,8 +247,12 @@ static bool save_adapter(trainer *t, const char *path, const train_events *event
     const char *slash = strrchr(stem, '/');
     train_metadata metadata = train_metadata_make(t, slash ? slash + 1 : stem);
     adapter_save_options options = {.type = t->options.save_type, .metadata = metadata.pairs, .metadata_count = metadata.count};
+    train_metadata arguments = train_network_arguments(t, &options.lycoris);
+    options.arguments = arguments.pairs;
+    options.argument_count = arguments.count;
     bool ok = adapter_save(t->adapter, path, &options, err);
     train_metadata_free(&metadata);
+    train_metadata_free(&arguments);
     free(stem);
     if (ok && events->saved) events->saved(events->user, path);
     return ok;

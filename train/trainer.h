@@ -60,7 +60,7 @@ typedef struct train_outlook {
     int64_t parameters;
     /* On the device, in bytes. */
     size_t constant_bytes; /* frozen weights */
-    size_t adapter_bytes;  /* values, gradients and moments */
+    size_t adapter_bytes;  /* values, gradients and moments, and what the update works in */
     size_t arena_bytes;    /* activations and working memory */
     size_t live_bytes;     /* of those, what one moment needs at most: no arena could be smaller */
     size_t preview_bytes;  /* what previews need beside that: a second part of the model, a larger arena */

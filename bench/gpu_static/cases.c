@@ -98,6 +98,23 @@ static tensor *group_norm(tape *t, const int64_t *i) { /* size, channels */
 static tensor *layer_norm(tape *t, const int64_t *i) {
     return op_layer_norm(t, rows_of(t, i[0], i[1]), vector(t, i[1]), vector(t, i[1]), 1e-5f);
 }
+/* Norms whose gamma and beta an adapter trains. */
+static tensor *trained_vector(tape *t, int64_t n) { return trained(t, 1, &n); }
+static tensor *trained_group_norm(tape *t, const int64_t *i) {
+    tensor *x = activation_of(t, 4, (int64_t[]){1, i[0], i[0], i[1]});
+    return op_group_norm(t, x, trained_vector(t, i[1]), trained_vector(t, i[1]), 32, 1e-5f, true);
+}
+static tensor *trained_layer_norm(tape *t, const int64_t *i) {
+    return op_layer_norm(t, rows_of(t, i[0], i[1]), trained_vector(t, i[1]), trained_vector(t, i[1]), 1e-5f);
+}
+/* DoRA around a LoRA; in, out, taps, rank, and whether rows have magnitudes. */
+static tensor *dora(tape *t, const int64_t *i) {
+    const int64_t in = i[0], out = i[1], taps = i[2], rank = i[3], weight[] = {taps, out, in}, right[] = {taps, rank, in},
+                  left[] = {out, rank};
+    int dims = taps > 1 ? 3 : 2;
+    tensor *w = frozen(t, dims, weight + (taps == 1)), *down = trained(t, dims, right + (taps == 1));
+    return op_dora_factored(t, w, trained(t, 2, left), down, 1, trained(t, 1, i[4] ? &i[1] : &i[0]), i[4] != 0);
+}
 static tensor *geglu(tape *t, const int64_t *i) { return op_geglu(t, rows_of(t, i[0], i[1])); }
 static tensor *silu(tape *t, const int64_t *i) { return op_activation(t, rows_of(t, i[0], i[1]), ACTIVATION_SILU); }
 static tensor *sum_of_two(tape *t, const int64_t *i) { return op_add(t, rows_of(t, i[0], i[1]), rows_of(t, i[0], i[1])); }
@@ -112,7 +129,7 @@ static tensor *sum_pixels(tape *t, const int64_t *i) {
 }
 static tensor *update(tape *t, const int64_t *i) {
     tensor *grad = vector(t, i[0]), *control = vector(t, 8), *norm = op_grad_norm(t, &grad, 1, control);
-    op_adamw(t, vector(t, i[0]), grad, vector(t, i[0]), vector(t, i[0]), control, norm, 1);
+    op_adamw(t, vector(t, i[0]), grad, vector(t, i[0]), vector(t, i[0]), control, norm, 1, NULL);
     return norm;
 }
 static tensor *upsample(tape *t, const int64_t *i) {
@@ -164,6 +181,13 @@ static const shape shapes[] = {
     {"layer norm 4096x320", NULL, layer_norm, {4096, 320}},
     {"layer norm 1024x640", NULL, layer_norm, {1024, 640}},
     {"layer norm 256x1280", NULL, layer_norm, {256, 1280}},
+    {"trained group norm 64x64x320", NULL, trained_group_norm, {64, 320}},
+    {"trained group norm 16x16x1280", NULL, trained_group_norm, {16, 1280}},
+    {"trained layer norm 4096x320", NULL, trained_layer_norm, {4096, 320}},
+    {"trained layer norm 256x1280", NULL, trained_layer_norm, {256, 1280}},
+    {"dora 1280x1280 columns", NULL, dora, {1280, 1280, 1, 16, 0}},
+    {"dora 1280x1280 rows", NULL, dora, {1280, 1280, 1, 16, 1}},
+    {"dora 3x3 640x640 columns", NULL, dora, {640, 640, 9, 16, 0}},
     {"geglu 4096x2560", NULL, geglu, {4096, 2560}},
     {"silu 1x1280", NULL, silu, {1, 1280}},
     {"add 4096x320", NULL, sum_of_two, {4096, 320}},

@@ -21,6 +21,8 @@ static const struct limit {
     {"group_norm_backward_apply", 2.5, 8},
     {"layer_norm", 1.5, 8},
     {"layer_norm_backward", 1.5, 6}, /* rows of 1280 stay in registers */
+    {"norm_weight", 3.75, 8},        /* as group_norm_backward_stats */
+    {"norm_weight_finish", 2, 1},    /* a few loads a thread: counting them is most of it */
     {"activation", 1.75, 8},
     {"activation_backward", 1.75, 8},
     {"geglu", 3, 8}, /* 14 instructions for Phi, for three half floats */

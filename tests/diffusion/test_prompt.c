@@ -18,15 +18,18 @@ static void test_loras(void **state) {
     static const struct {
         const char *prompt, *text, *name;
         float te, unet;
+        const char *blocks;
     } cases[] = {
-        {"a cat <lora:me:0.8> sleeping", "a cat  sleeping", "me", 0.8f, 0.8f},
-        {"<lora:me>", "", "me", 1, 1},
-        {"<lora:my style v2:0.5:0.25>", "", "my style v2", 0.5f, 0.25f},
-        {"<lora:me:te=0.3:unet=-1>x", "x", "me", 0.3f, -1},
-        {"<lora:me:unet=0.4>", "", "me", 1, 0.4f},
-        {"<lora:me:0.7:unet=0.4>", "", "me", 0.7f, 0.4f},
-        {"<lyco:me: 2 >", "", "me", 2, 2},
-        {"(<lora:me:1.5>:1.2)", "(:1.2)", "me", 1.5f, 1.5f},
+        {"a cat <lora:me:0.8> sleeping", "a cat  sleeping", "me", 0.8f, 0.8f, NULL},
+        {"<lora:me>", "", "me", 1, 1, NULL},
+        {"<lora:my style v2:0.5:0.25>", "", "my style v2", 0.5f, 0.25f, NULL},
+        {"<lora:me:te=0.3:unet=-1>x", "x", "me", 0.3f, -1, NULL},
+        {"<lora:me:unet=0.4>", "", "me", 1, 0.4f, NULL},
+        {"<lora:me:0.7:unet=0.4>", "", "me", 0.7f, 0.4f, NULL},
+        {"<lyco:me: 2 >", "", "me", 2, 2, NULL},
+        {"(<lora:me:1.5>:1.2)", "(:1.2)", "me", 1.5f, 1.5f, NULL},
+        {"<lora:me:0.8:lbw=OUTALL>", "", "me", 0.8f, 0.8f, "OUTALL"},
+        {"<lora:me:0.5:lbw=0, 1:unet=1:lbw=1,0>", "", "me", 0.5f, 1, "1,0"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         prompt_plan plan;
@@ -35,6 +38,8 @@ static void test_loras(void **state) {
         assert_int_equal(plan.lora_count, 1);
         assert_string_equal(plan.loras[0].name, cases[i].name);
         assert_true(plan.loras[0].te_weight == cases[i].te && plan.loras[0].unet_weight == cases[i].unet);
+        assert_true(!plan.loras[0].blocks == !cases[i].blocks);
+        if (cases[i].blocks) assert_string_equal(plan.loras[0].blocks, cases[i].blocks);
         assert_int_equal(plan.stage_count, 1);
         assert_string_equal(plan.stages[0].text, cases[i].text);
         prompt_free(&plan);
@@ -73,7 +78,7 @@ static void test_refusals(void **state) {
         {"<lora::1>", "names no adapter", false},
         {"<lora:me:1:2:3>", "'3'", false},
         {"<lora:me:dyn=4>", "dyn=4", false},
-        {"<lora:me:lbw=XYZ>", "lbw=XYZ", false},
+        {"<lora:me:lbwe=XYZ>", "lbwe=XYZ", false},
         {"<lora:me:1e99>", "1e99", false},
         {"<lora:me:>", "is not a weight", false},
         {"<lora:me:nan>", "nan", false},
@@ -306,7 +311,7 @@ static size_t encode(void *user, const char *text, int32_t *ids, size_t capacity
 }
 
 static int encode_calls;
-static const prompt_tokenizer tokenizer = {encode, &encode_calls, START, END};
+static const prompt_tokenizer tokenizer = {.encode = encode, .user = &encode_calls, .start_id = START, .end_id = END};
 
 static void build(prompt_chunks *chunks, const char *text) {
     prompt_fragments fragments;

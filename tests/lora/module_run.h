@@ -117,6 +117,8 @@ typedef struct run {
     float *x_values, *target_values;
 } run;
 
+static void (*run_begins)(tape *t); /* called before a module is recorded; may be NULL */
+
 static int stride_of(const char *path) { return strstr(path, "downsamplers") ? 2 : 1; }
 
 /* Records the module `key` ("unet/down_blocks...") with the stack. */
@@ -130,6 +132,7 @@ static run run_record(const char *key, adapter_stack *stack) {
     r.tape = tape_create(on);
     r.x_values = read_moved("x", key, dims, &rank);
     r.x = tape_input(r.tape, "x", DTYPE_F32, rank, dims);
+    if (run_begins) run_begins(r.tape);
     layer_scope scope = {.tape = r.tape, .weights = r.weights, .adapters = stack};
     bool norm = strstr(path, "norm") != NULL;
     r.y = norm && rank == 4 ? layer_group_norm(&scope, r.x, 4, 1e-5f, false, path)

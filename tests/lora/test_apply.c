@@ -133,6 +133,31 @@ static void test_no_trace(void **state) {
     adapter_stack_free(stack);
 }
 
+/* Weights by block multiply the strength; 0 leaves no trace. */
+static void check_blocks(const char *key, adapter *a, adapter_stack *stack) {
+    block_weights factors = {.given = true};
+    for (int i = 0; i < BLOCK_WEIGHTS; i++) factors.of[i] = 0.6f;
+    adapter_stack_set_blocks(stack, a, &factors);
+    check_output(key, stack, "y06");
+    for (int i = 0; i < BLOCK_WEIGHTS; i++) factors.of[i] = 0;
+    adapter_stack_set_blocks(stack, a, &factors);
+    run bare = run_record(key, NULL), zero = run_record(key, stack);
+    assert_int_equal(tape_length(zero.tape), tape_length(bare.tape));
+    tape_free(bare.tape);
+    tape_free(zero.tape);
+    run_free(&bare, NULL);
+    run_free(&zero, NULL);
+}
+
+static void test_blocks(void **state) {
+    (void)state;
+    adapter_stack *stack = adapter_stack_create();
+    adapter *a = load(LORA "kohya.safetensors", false, 9);
+    adapter_stack_add(stack, a, 1, 1);
+    assert_int_equal(for_each_module(a, check_blocks, stack), 9);
+    adapter_stack_free(stack);
+}
+
 /* ---- Gradients ---- */
 
 static void check_gradient(const adapter_tensor *t, const char *what, const char *key) {
@@ -183,8 +208,8 @@ static void test_gradients(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),  cmocka_unit_test(test_tucker),    cmocka_unit_test(test_stack),
-        cmocka_unit_test(test_no_trace), cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_outputs),  cmocka_unit_test(test_tucker), cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_no_trace), cmocka_unit_test(test_blocks), cmocka_unit_test(test_gradients),
     };
     validation_begin();
     device_name = "cpu";

@@ -46,8 +46,10 @@ static void write_items(const char *path, const item *items, safetensors_pair me
         for (int j = 0; j < items[i].rank; j++) n *= (size_t)items[i].dims[j];
         const float *data = items[i].data ? items[i].data : values;
         bool ok;
-        if (items[i].type == DTYPE_I64 || items[i].type == DTYPE_I8) {
+        bool eight = items[i].type == DTYPE_F8_E4M3 || items[i].type == DTYPE_F8_E5M2;
+        if (items[i].type == DTYPE_I64 || items[i].type == DTYPE_I8 || eight) {
             blocks[i] = memory_new(n + 1, 8);
+            if (eight) memset(blocks[i], 0x38, n); /* 1 and 0.5 */
             ok = safetensors_writer_add(&w, items[i].name, items[i].type, items[i].rank, items[i].dims, blocks[i], &err);
         } else {
             ok = safetensors_writer_add_f32(&w, items[i].name, items[i].type, items[i].rank, items[i].dims, data, &err);
@@ -72,7 +74,8 @@ static void write_items(const char *path, const item *items, safetensors_pair me
 #define GOOD_UP \
     { Q UP, 2, {80, 4}, DTYPE_F16, NULL }
 
-static const float not_a_number[400] = {[7] = NAN}, infinite[400] = {[390] = INFINITY}, zero[1] = {0}, infinity_one[1] = {INFINITY};
+static const float not_a_number[400] = {[7] = NAN}, infinite[400] = {[390] = INFINITY}, zero[1] = {0}, zero_six[6] = {0},
+                   infinity_one[1] = {INFINITY};
 
 static const bad_file BAD[] = {
     /* other sizes and shapes */
@@ -120,7 +123,42 @@ static const bad_file BAD[] = {
     {{{Q ".oft_blocks", 4, {2, 8, 10, 9}, 0, NULL}}, {0}, {Q, "oft_blocks", "another model size"}},
     {{{Q ".oft_blocks", 4, {6, 8, 10, 10}, 0, NULL}}, {0}, {Q, "oft_blocks", "another model size"}},
     {{{Q ".q_layer.weight", 2, {4, 80}, 0, NULL}}, {0}, {"T-LoRA", Q, NULL}},
+    {{{Q ".hada_w1_a", 2, {80, 4}, 0, NULL},
+      {Q ".hada_w1_b", 2, {4, 80}, 0, NULL},
+      {Q ".hada_w2_a", 2, {80, 3}, 0, NULL},
+      {Q ".hada_w2_b", 2, {4, 80}, 0, NULL}},
+     {0},
+     {Q, "hada_w2_a", "another model size"}},
+    {{{Q ".lokr_w1", 2, {8, 8}, 0, NULL}, {Q ".lokr_w1_a", 2, {8, 2}, 0, NULL}, {Q ".lokr_w2", 2, {10, 10}, 0, NULL}},
+     {0},
+     {Q, "lokr_w1", "factors"}},
+    {{{Q ".lokr_w1", 1, {8}, 0, NULL}, {Q ".lokr_w2", 2, {10, 10}, 0, NULL}}, {0}, {Q, "lokr_w1", "another model size"}},
+    {{{Q ".ia3_l", 2, {81, 1}, 0, NULL}}, {0}, {Q, "ia3_l", "another model size"}},
+    {{{Q ".oft_R.weight", 2, {8, 44}, 0, NULL}}, {0}, {Q, "oft_R.weight", "another model size"}},
+    {{{Q ".oft_R.weight", 2, {7, 45}, 0, NULL}}, {0}, {Q, "oft_R.weight", "another model size"}},
+    {{{Q ".oft_R.weight", 1, {45}, 0, NULL}}, {0}, {Q, "oft_R.weight", "another model size"}},
+    {{{Q ".oft_R.weight", 2, {8, 45}, DTYPE_I8, NULL}}, {0}, {Q, "oft_R.weight", "I8"}},
+    {{{Q ".oft_r", 3, {8, 10, 10}, 0, NULL}}, {0}, {Q, "unknown set of parts", "oft_r"}},
+    {{{Q ".boft_R", 4, {1, 8, 10, 10}, 0, NULL}}, {0}, {Q, "boft_s", NULL}},
+    {{{Q ".boft_s", 2, {80, 1}, 0, NULL}}, {0}, {Q, "boft_R", NULL}},
+    {{{Q ".boft_R", 4, {1, 8, 10, 9}, 0, NULL}, {Q ".boft_s", 2, {80, 1}, 0, NULL}}, {0}, {Q, "boft_R", "another model size"}},
+    {{{Q ".boft_R", 4, {5, 8, 10, 10}, 0, NULL}, {Q ".boft_s", 2, {80, 1}, 0, NULL}}, {0}, {Q, "boft_R", "another model size"}},
+    {{{Q ".boft_R", 4, {1, 8, 10, 10}, 0, NULL}, {Q ".boft_s", 2, {81, 1}, 0, NULL}}, {0}, {Q, "boft_s", "another model size"}},
+    /* residuals; of trained adapters they are refused whatever they are */
+    {{GOOD_DOWN, GOOD_UP, {Q ".bias", 1, {80}, 0, NULL}}, {0}, {Q, NULL, NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".bias", 1, {80}, 0, NULL}}, {0}, {Q, NULL, NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".bias_indices", 2, {2, 3}, 0, NULL}}, {0}, {Q, "bias_values", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {Q ".bias_values", 1, {3}, 0, NULL}}, {0}, {Q, "bias_indices", NULL}},
+    {{{Q ".weight", 1, {80}, 0, NULL}, {Q ".on_input", 0, {0}, 0, NULL}, {Q ".bias", 2, {80, 80}, 0, NULL}}, {0}, {Q, "bias", "(IA)^3"}},
+    {{{"unet.mid_block.attentions.0.proj_in.lora_A.weight", 2, {4, 80}, 0, NULL},
+      {"unet.mid_block.attentions.0.proj_in.lora_B.weight", 2, {80, 4}, 0, NULL},
+      {"unet.mid_block.attentions.0.proj_in.lora_B.bias", 1, {80}, 0, NULL}},
+     {0},
+     {"lora_B.bias", "proj_in", NULL}},
     {{GOOD_DOWN, GOOD_UP, {Q ".dora_scale", 2, {1, 81}, 0, NULL}}, {0}, {Q, "dora_scale", "another model size"}},
+    {{GOOD_DOWN, GOOD_UP, {"bundle_emb.word.clip_l", 2, {2, 768}, 0, NULL}}, {0}, {"bundle_emb.word", "768", "48"}},
+    {{GOOD_DOWN, GOOD_UP, {"bundle_emb.word.clip_l", 2, {76, 48}, 0, NULL}}, {0}, {"bundle_emb.word", "76 vectors", NULL}},
+    {{GOOD_DOWN, GOOD_UP, {"bundle_emb.word.clip_l", 3, {2, 2, 48}, 0, NULL}}, {0}, {"bundle_emb.word", NULL, NULL}},
     /* other models */
     {{{K DOWN, 2, {4, 2048}, 0, NULL}, {K UP, 2, {80, 4}, 0, NULL}}, {0}, {"SDXL", "2048", NULL}},
     {{{K DOWN, 2, {4, 1024}, 0, NULL}, {K UP, 2, {80, 4}, 0, NULL}}, {0}, {"Stable Diffusion 2", "1024", NULL}},
@@ -188,6 +226,7 @@ static void test_bad_folders(void **state) {
     (void)state;
     static const item good[ITEMS] = {{"base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", 4, {2, 80, 1, 1}, 0, NULL},
                                      {"base_model.model.mid_block.attentions.0.proj_in.lora_B.weight", 4, {80, 2, 1, 1}, 0, NULL}};
+    static const item turned[ITEMS] = {{"base_model.model.mid_block.resnets.0.conv1.oft_R.weight", 2, {72, 45}, 0, NULL}};
     assert_int_equal(mkdir(in_folder("folder"), 0700), 0);
     assert_refused(in_folder("folder"), "without an adapter");
     write_text(in_folder("folder/adapter_config.json"), "{\"lora_alpha\": \"four\"}", 22);
@@ -198,6 +237,12 @@ static void test_bad_folders(void **state) {
     assert_refused(in_folder("folder"), "adapter_config.json");
     write_text(in_folder("folder/adapter_config.json"), "{", 1);
     assert_refused(in_folder("folder"), "adapter_config.json");
+    write_text(in_folder("folder/adapter_config.json"), "{\"peft_type\": \"ADALORA\"}", 24);
+    assert_refused(in_folder("folder"), "ADALORA");
+    write_items(in_folder("folder/adapter_model.safetensors"), turned, (safetensors_pair){0});
+    write_text(in_folder("folder/adapter_config.json"), "{\"peft_type\": \"OFT\"}", 20);
+    assert_refused(in_folder("folder"), "3x3");
+    write_items(in_folder("folder/adapter_model.safetensors"), good, (safetensors_pair){0});
     write_text(in_folder("folder/adapter_config.json"), "{\"lora_alpha\": 4}", 17);
     adapter *a = adapter_load(in_folder("folder"), table, cpu, false, NULL, NULL);
     assert_non_null(a);
@@ -217,6 +262,7 @@ static void test_report(void **state) {
         {"lora_unet_mid_block_attentions_9_proj_in" DOWN, 2, {4, 48}, 0, NULL},
         {"lora_unet_mid_block_attentions_9_proj_in" UP, 2, {48, 4}, 0, NULL},
         {"bundle_emb.word.string_to_param.*", 2, {2, 48}, 0, NULL},
+        {"bundle_emb.word.clip_l_out", 2, {2, 48}, 0, NULL},
     };
     error err;
     adapter_report report;
@@ -227,7 +273,8 @@ static void test_report(void **state) {
     assert_int_equal(report.total, 3);
     assert_int_equal(report.unapplied_count, 2);
     assert_string_equal(report.unapplied[0], "lora_unet_mid_block_attentions_9_proj_in");
-    assert_string_equal(report.unapplied[1], "bundle_emb.word.string_to_param.*");
+    assert_string_equal(report.unapplied[1], "bundle_emb.word.clip_l_out");
+    assert_int_equal(a->word_count, 1);
     char text[400];
     adapter_report_text(&report, "F", 1, text, sizeof text);
     assert_string_equal(text, "F: 2 of 3 modules applied; without effect: lora_unet_mid_block_attentions_9_proj_in and 1 more");
@@ -237,6 +284,88 @@ static void test_report(void **state) {
     assert_int_equal(strlen(text), 19);
     adapter_report_free(&report);
     adapter_free(a);
+}
+
+/* Sparse residuals that do not fit. */
+static void test_bad_residuals(void **state) {
+    (void)state;
+    static const float size[2] = {80, 80}, other[2] = {80, 81}, outside[6] = {0, 1, 80, 0, 1, 2}, fraction[6] = {0, 1, 2, -1, 0, 1};
+    static const struct {
+        item indices, size;
+        const char *says;
+    } cases[] = {
+        {{Q ".bias_indices", 2, {2, 2}, 0, NULL}, {Q ".bias_size", 1, {2}, 0, size}, "bias_indices"},
+        {{Q ".bias_indices", 1, {6}, 0, NULL}, {Q ".bias_size", 1, {2}, 0, size}, "bias_indices"},
+        {{Q ".bias_indices", 2, {2, 3}, 0, outside}, {Q ".bias_size", 1, {2}, 0, size}, "outside"},
+        {{Q ".bias_indices", 2, {2, 3}, 0, fraction}, {Q ".bias_size", 1, {2}, 0, size}, "outside"},
+        {{Q ".bias_indices", 2, {2, 3}, 0, zero_six}, {Q ".bias_size", 1, {2}, 0, other}, "bias_size"},
+        {{Q ".bias_indices", 2, {2, 3}, 0, zero_six}, {Q ".bias_size", 1, {1}, 0, size}, "bias_size"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error err = {0};
+        item items[ITEMS] = {GOOD_DOWN, GOOD_UP, cases[i].indices, cases[i].size, {Q ".bias_values", 1, {3}, DTYPE_F16, NULL}};
+        write_items(in_folder("bad.safetensors"), items, (safetensors_pair){0});
+        assert_null(adapter_load(in_folder("bad.safetensors"), table, cpu, false, NULL, &err));
+        if (!strstr(err.text, cases[i].says) || !strstr(err.text, Q))
+            fail_msg("case %zu: \"%s\" does not say %s", i, err.text, cases[i].says);
+        assert_null(adapter_load(in_folder("bad.safetensors"), table, cpu, true, NULL, &err));
+        assert_non_null(strstr(err.text, "not trained"));
+    }
+}
+
+/* Spellings of OneTrainer's, and types that are rare. */
+static void test_rare_files(void **state) {
+    (void)state;
+    static const item files[][ITEMS] = {
+        {{"diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q.lora_A.weight", 2, {4, 80}, 0, NULL},
+         {"diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q.lora_B.weight", 2, {80, 4}, 0, NULL},
+         {"diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q.alpha", 0, {0}, DTYPE_BF16, NULL}},
+        {{"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora_down.weight", 2, {4, 80}, 0, NULL},
+         {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora_up.weight", 2, {80, 4}, 0, NULL}},
+        {{"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.oft_R.weight", 2, {8, 45}, 0, NULL}},
+        {{"text_encoders.clip_l.transformer.text_model.encoder.layers.3.mlp.fc1.lora_A.weight", 2, {4, 48}, 0, NULL},
+         {"text_encoders.clip_l.transformer.text_model.encoder.layers.3.mlp.fc1.lora_B.weight", 2, {192, 4}, 0, NULL}},
+        {{"lora_te1_text_model_encoder_layers_3_mlp_fc1" DOWN, 2, {4, 48}, DTYPE_F8_E4M3, NULL},
+         {"lora_te1_text_model_encoder_layers_3_mlp_fc1" UP, 2, {192, 4}, DTYPE_F8_E5M2, NULL},
+         {"lora_te1_text_model_encoder_layers_3_mlp_fc1.alpha", 0, {0}, DTYPE_F8_E4M3, NULL}},
+        {{Q DOWN, 2, {4, 80}, DTYPE_F16, NULL}, {Q UP, 2, {80, 4}, DTYPE_BF16, NULL}, {Q ".alpha", 1, {1}, DTYPE_F16, NULL}},
+    };
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        error err;
+        adapter_report report;
+        write_items(in_folder("rare.safetensors"), files[i], (safetensors_pair){0});
+        adapter *a = adapter_load(in_folder("rare.safetensors"), table, cpu, false, &report, &err);
+        if (!a) fail_msg("file %zu: %s", i, err.text);
+        assert_int_equal(report.applied, 1);
+        assert_int_equal(report.unapplied_count, 0);
+        if (files[i][2].type == DTYPE_F8_E4M3) {
+            float down[4 * 48], up[4 * 192];
+            assert_true(tensor_read(cpu, a->modules[0].tensors[0].value, down, &err) &&
+                        tensor_read(cpu, a->modules[0].tensors[1].value, up, &err));
+            assert_true(down[5] == 1 && up[700] == 0.5f && a->modules[0].scale == 0.25);
+        }
+        assert_string_equal(a->modules[0].info->flat, strstr(files[i][0].name, "mlp") ? T : Q);
+        adapter_report_free(&report);
+        adapter_free(a);
+    }
+}
+
+/* DoRA's axis is told by the shape; PEFT's name for the magnitudes means outputs. */
+static void test_dora_axis(void **state) {
+    (void)state;
+#define DOTTED "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    static const item magnitudes[] = {{DOTTED ".dora_scale", 2, {1, 80}, 0, NULL},
+                                      {DOTTED ".dora_scale", 2, {80, 1}, 0, NULL},
+                                      {DOTTED ".lora_magnitude_vector", 1, {80}, 0, NULL},
+                                      {DOTTED ".lora_magnitude_vector.weight", 1, {80}, 0, NULL}};
+    for (int i = 0; i < 4; i++) {
+        item items[ITEMS] = {{DOTTED ".lora_A.weight", 2, {4, 80}, 0, NULL}, {DOTTED ".lora_B.weight", 2, {80, 4}, 0, NULL}, magnitudes[i]};
+        write_items(in_folder("axis.safetensors"), items, (safetensors_pair){0});
+        adapter *a = adapter_load(in_folder("axis.safetensors"), table, cpu, false, NULL, NULL);
+        assert_non_null(a);
+        assert_true(a->modules[0].dora_on_output == (i > 0));
+        adapter_free(a);
+    }
 }
 
 /* No alpha and alpha 0: scale 1; alpha of [1] and of an integer type; `scale` counts before alpha. */
@@ -298,8 +427,9 @@ static void test_specs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_files), cmocka_unit_test(test_bad_containers), cmocka_unit_test(test_bad_folders),
-        cmocka_unit_test(test_report),    cmocka_unit_test(test_scales),         cmocka_unit_test(test_specs),
+        cmocka_unit_test(test_bad_residuals), cmocka_unit_test(test_rare_files),     cmocka_unit_test(test_dora_axis),
+        cmocka_unit_test(test_bad_files),     cmocka_unit_test(test_bad_containers), cmocka_unit_test(test_bad_folders),
+        cmocka_unit_test(test_report),        cmocka_unit_test(test_scales),         cmocka_unit_test(test_specs),
     };
     return cmocka_run_group_tests(tests, setup, lora_place_close);
 }

@@ -1,5 +1,5 @@
 /* Part of test_ops.c: the gradient norm and AdamW against torch.optim.AdamW and clip_grad_norm_ over three steps, and one step whose
-   gradients are not finite. */
+   gradients are not finite; and steps that leave parts of a parameter alone. */
 
 enum { TRAINED = 3, STEPS = 3 };
 static const float LOSS_SCALE = 8;
@@ -24,7 +24,7 @@ static void optimizer_open(optimizer_trial *o, tensor_pool *pool, float max_norm
         assert_true(tensor_write(o->session->device, o->param[k], o->start[k], &err));
     }
     o->norm = op_grad_norm(t, o->grad, TRAINED, o->control);
-    for (int k = 0; k < TRAINED; k++) op_adamw(t, o->param[k], o->grad[k], o->m[k], o->v[k], o->control, o->norm, max_norm);
+    for (int k = 0; k < TRAINED; k++) op_adamw(t, o->param[k], o->grad[k], o->m[k], o->v[k], o->control, o->norm, max_norm, NULL);
     note_ops(t);
     o->plan = plan_create(t, &err);
     assert_non_null(o->plan);
@@ -127,4 +127,76 @@ static void check_optimizer(session *s, float max_norm) {
     plan_free(o.plan);
     tensor_pool_free(pool);
     for (int k = 0; k < TRAINED; k++) free(o.start[k]);
+}
+
+/* ---- gates ---- */
+
+/* As in make_op_fixtures.py: periods, ranks, inner; and the ranks that each step trains. */
+static const int64_t GATED[TRAINED][3] = {{1, 6, 5}, {7, 6, 1}, {3, 6, 10}};
+static const int WINDOWS[][2] = {{0, 2}, {2, 4}, {0, 2}, {0, 0}, {4, 6}, {2, 4}};
+enum { WINDOW_COUNT = sizeof WINDOWS / sizeof *WINDOWS };
+
+static void gated_open(optimizer_trial *o, tensor_pool *pool, tensor **gates) {
+    error err;
+    tape *t = tape_create(o->session->device);
+    o->control = tape_input(t, "control", DTYPE_F32, 1, (int64_t[]){8});
+    /* The second of two gates counts. */
+    *gates = tape_input(t, "gates", DTYPE_F32, 2, (int64_t[]){2, 4});
+    update_gate all[TRAINED];
+    for (int k = 0; k < TRAINED; k++) {
+        tensor **tensors[] = {&o->param[k], &o->grad[k], &o->m[k], &o->v[k]};
+        for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) *tensors[i] = tensor_pool_parameter(pool, "gated", 3, GATED[k], &err);
+        o->start[k] = case_values(230 + (uint64_t)k, (size_t)tensor_count(o->param[k]), 1, 0);
+        assert_true(tensor_write(o->session->device, o->param[k], o->start[k], &err));
+        all[k] = (update_gate){*gates, 1, GATED[k][2], GATED[k][1]};
+        op_gate_gradient(t, o->grad[k], &all[k]);
+    }
+    o->norm = op_grad_norm(t, o->grad, TRAINED, o->control);
+    for (int k = 0; k < TRAINED; k++) op_adamw(t, o->param[k], o->grad[k], o->m[k], o->v[k], o->control, o->norm, 0.5f, &all[k]);
+    note_ops(t);
+    o->plan = plan_create(t, &err);
+    assert_non_null(o->plan);
+}
+
+static void gated_step(optimizer_trial *o, tensor *gates, int step) {
+    error err;
+    device *d = o->session->device;
+    for (int k = 0; k < TRAINED; k++) {
+        float *values = case_values(240 + 10 * (uint64_t)step + (uint64_t)k, (size_t)tensor_count(o->grad[k]), 1, 0);
+        assert_true(tensor_write(d, o->grad[k], values, &err));
+        free(values);
+    }
+    int t = 0;
+    for (int before = 0; before <= step; before++) t += WINDOWS[before][0] == WINDOWS[step][0] && WINDOWS[before][1];
+    const float control[8] = {0.01f, 0.9f, 0.99f, 1e-8f, 0.02f, NAN, NAN, 1};
+    const float values[8] = {
+        0, 6, NAN, NAN, (float)WINDOWS[step][0], (float)WINDOWS[step][1], (float)(1 - pow(0.9, t)), (float)(1 - pow(0.99, t))};
+    assert_true(tensor_write(d, o->control, control, &err) && tensor_write(d, gates, values, &err));
+    assert_true(plan_run(o->plan, &err));
+}
+
+static void check_gated_optimizer(session *s) {
+    optimizer_trial o = {.session = s};
+    tensor_pool *pool = tensor_pool_create(s->device);
+    tensor *gates;
+    gated_open(&o, pool, &gates);
+    for (int step = 0; step < WINDOW_COUNT; step++) gated_step(&o, gates, step);
+    s->worst_gradient = 0;
+    for (int k = 0; k < TRAINED; k++) {
+        error err;
+        size_t count = (size_t)tensor_count(o.param[k]), samples;
+        const float *expected = case_file_need(&fixtures, &samples, NULL, "gated_optimizer/0/moved/%d", k);
+        assert_int_equal(samples, count);
+        float *values = memory_new(count, sizeof *values);
+        assert_true(tensor_read(s->device, o.param[k], values, &err));
+        for (size_t i = 0; i < count; i++) values[i] -= o.start[k][i];
+        double e = relative_error(values, expected, count);
+        if (!(e <= 2e-5)) fail_msg("%s, gated optimizer, parameter %d: error %g", s->label, k, e);
+        s->worst_gradient = e > s->worst_gradient ? e : s->worst_gradient;
+        free(values);
+        free(o.start[k]);
+    }
+    print_message("%-8s AdamW with gates: %.1e\n", s->label, s->worst_gradient);
+    plan_free(o.plan);
+    tensor_pool_free(pool);
 }

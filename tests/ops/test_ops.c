@@ -151,6 +151,34 @@ static tensor *make_layer_norm(trial *t, const int64_t *a) {
     return op_layer_norm(t->tape, x, vector_constant(t, GAMMA, a[1], 1), vector_constant(t, BETA, a[1], 0), 1e-5f);
 }
 
+/* A norm's gamma or beta: a frozen vector, a trained one, or (computed) a frozen one and half of a trained one. */
+static tensor *norm_vector(trial *t, uint64_t stream, uint64_t fixed, const char *result, int64_t n, float shift, bool frozen,
+                           bool computed) {
+    if (frozen) return vector_constant(t, computed ? fixed : stream, n, shift);
+    tensor *trained = factor_leaf(t, stream, result, 1, &n, 1);
+    if (computed)
+        return op_scale_columns(t->tape, vector_constant(t, fixed, n, shift), (column_scale){.a = 1, .residual = trained, .c = 0.5f});
+    t->leaves[t->count - 1].shift = shift;
+    return trained;
+}
+
+/* frozen: x, gamma, beta, and whether gamma and beta are computed */
+static tensor *make_trained_group_norm(trial *t, const int64_t *a) {
+    const int64_t *frozen = a + 7;
+    tensor *x = activation_leaf(t, X, frozen[0] ? NULL : "dx", 4, a, 1, (float)a[6] / 256);
+    tensor *gamma = norm_vector(t, GAMMA, Q, "dgamma", a[3], 1, frozen[1] != 0, frozen[3] != 0);
+    tensor *beta = norm_vector(t, BETA, K, "dbeta", a[3], 0, frozen[2] != 0, frozen[3] != 0);
+    return op_group_norm(t->tape, x, gamma, beta, (int)a[4], 1e-5f, a[5] != 0);
+}
+
+static tensor *make_trained_layer_norm(trial *t, const int64_t *a) {
+    const int64_t *frozen = a + 3;
+    tensor *x = activation_leaf(t, X, frozen[0] ? NULL : "dx", 2, a, 1, (float)a[2] / 256);
+    tensor *gamma = norm_vector(t, GAMMA, Q, "dgamma", a[1], 1, frozen[1] != 0, frozen[3] != 0);
+    tensor *beta = norm_vector(t, BETA, K, "dbeta", a[1], 0, frozen[2] != 0, frozen[3] != 0);
+    return op_layer_norm(t->tape, x, gamma, beta, 1e-5f);
+}
+
 static tensor *make_attention(trial *t, const int64_t *a) {
     int64_t n = a[0], c = a[3] * a[4];
     tensor *q = activation_leaf(t, Q, "dq", 3, (int64_t[]){n, a[1], c}, (float)a[6], 0);
@@ -246,6 +274,11 @@ static tensor *make_rotate(trial *t, const int64_t *a) {
     return op_rotate(t->tape, x, factor_leaf(t, Q, "dq", 3, (int64_t[]){a[1], a[2], a[2]}, 1), a[3], a[4] != 0);
 }
 
+static tensor *make_rotate_stages(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 2, (int64_t[]){a[1], a[2] * a[3]}, 1, 0);
+    return op_rotate(t->tape, x, factor_leaf(t, Q, "dq", 4, (int64_t[]){a[0], a[2], a[3], a[3]}, 0.5f), a[4], a[5] != 0);
+}
+
 static tensor *make_cayley(trial *t, const int64_t *a) {
     return op_cayley(t->tape, factor_leaf(t, Q, "dq", 3, (int64_t[]){a[0], a[1], a[1]}, 0.25f), (float)a[2] / 256);
 }
@@ -260,9 +293,44 @@ static tensor *make_dora(trial *t, const int64_t *a) {
     return op_dora(t->tape, w, d, factor_leaf(t, GAMMA, "dgamma", 1, a + (a[3] ? 1 : 2), 1), a[3] != 0);
 }
 
+/* The change as a product, with factors that are both trained. */
+static tensor *make_dora_factored(trial *t, const int64_t *a) {
+    error err;
+    const int64_t taps = a[0], out = a[1], in = a[2], rank = a[3], dim[] = {taps, rank, in};
+    float *values = case_values(W, (size_t)(taps * out * in), 1, 0);
+    void *half = t->stored[t->stored_count++] = memory_new((size_t)(taps * out * in), sizeof(float));
+    dtype_from_f32(half, DTYPE_F16, values, (size_t)(taps * out * in));
+    free(values);
+    tensor *w = tensor_pool_constant(t->pool, "weight", DTYPE_F16, taps > 1 ? 3 : 2, taps > 1 ? a : a + 1, half, &err);
+    tensor *left = factor_leaf(t, Q, "dq", 2, (int64_t[]){out, rank}, 0.5f),
+           *right = factor_leaf(t, K, "dk", taps > 1 ? 3 : 2, taps > 1 ? dim : dim + 1, 0.5f);
+    tensor *magnitude = factor_leaf(t, GAMMA, "dgamma", 1, a + (a[4] ? 1 : 2), 1);
+    return op_dora_factored(t->tape, w, left, right, (float)a[5] / 256, magnitude, a[4] != 0);
+}
+
 static tensor *make_take(trial *t, const int64_t *a) {
     tensor *x = factor_leaf(t, Q, "dq", 2, a, 1);
     return op_add(t->tape, op_take(t->tape, x, a[2]), op_take(t->tape, x, a[3]));
+}
+
+static tensor *make_dropout(trial *t, const int64_t *a) {
+    tensor *x = activation_leaf(t, X, "dx", 3, a, 1, 0), *key = add_leaf(t, GAMMA, DTYPE_F32, 1, (int64_t[]){2}, 256, 256);
+    dropout_shape s = {.of = (dropout_of)a[3], .stream = a[4], .rate = (double)a[5] / 256, .factor = (float)a[6] / 256};
+    return op_dropout(t->tape, x, key, s);
+}
+
+static tensor *make_product_square_sum(trial *t, const int64_t *a) {
+    tensor *up = factor_leaf(t, Q, NULL, 2, (int64_t[]){a[1], a[2]}, 1),
+           *down = factor_leaf(t, K, NULL, 3, (int64_t[]){a[0], a[2], a[3]}, 1);
+    return op_product_square_sum(t->tape, up, down);
+}
+
+static tensor *make_square_sum(trial *t, const int64_t *a) { return op_square_sum(t->tape, factor_leaf(t, Q, NULL, 1, a, 1)); }
+
+static tensor *make_limit_norm(trial *t, const int64_t *a) {
+    tensor *x = factor_leaf(t, Q, NULL, 1, a, 1);
+    op_limit_norm(t->tape, x, op_square_sum(t->tape, x), 0.5f, (float)a[1] / 256, (float)a[2] / 256);
+    return op_scale_columns(t->tape, x, (column_scale){.a = 1});
 }
 
 /* A weight that is computed: a Kronecker product of trained factors, per tap or not. */
@@ -292,6 +360,8 @@ static const struct maker {
     {"conv2d", make_conv2d, true},
     {"group_norm", make_group_norm, false},
     {"layer_norm", make_layer_norm, false},
+    {"trained_group_norm", make_trained_group_norm, false},
+    {"trained_layer_norm", make_trained_layer_norm, false},
     {"attention", make_attention, false},
     {"attention_self", make_attention_self, false},
     {"activation", make_activation, false},
@@ -309,9 +379,15 @@ static const struct maker {
     {"mix_blocks", make_mix, false},
     {"split_blocks", make_split_blocks, false},
     {"rotate", make_rotate, false},
+    {"rotate_stages", make_rotate_stages, false},
     {"cayley", make_cayley, false},
     {"dora", make_dora, false},
+    {"dora_factored", make_dora_factored, false},
     {"take", make_take, false},
+    {"dropout", make_dropout, false},
+    {"product_square_sum", make_product_square_sum, false},
+    {"square_sum", make_square_sum, false},
+    {"limit_norm", make_limit_norm, false},
     {"computed_linear", make_computed_linear, false},
     {"computed_conv2d", make_computed_conv2d, false},
 };
@@ -485,6 +561,7 @@ static void run_all(const char *spec, const char *precision, const char *kernels
     if (!only || strcmp(only, "optimizer") == 0) {
         check_optimizer(&s, 0);
         check_optimizer(&s, 0.5f);
+        check_gated_optimizer(&s);
     }
     device_close(s.device);
 }

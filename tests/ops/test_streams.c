@@ -248,7 +248,7 @@ static float *run_update(device *d, int odd, int *records, size_t *count) {
     tape *t = tape_create(d);
     tensor *control = tape_input(t, "control", DTYPE_F32, 1, (int64_t[]){8});
     tensor *norm = op_grad_norm(t, x[1], PARAMETERS, control);
-    for (int i = 0; i < PARAMETERS; i++) op_adamw(t, x[0][i], x[1][i], x[2][i], x[3][i], control, norm, 0.5f);
+    for (int i = 0; i < PARAMETERS; i++) op_adamw(t, x[0][i], x[1][i], x[2][i], x[3][i], control, norm, 0.5f, NULL);
     *records = tape_length(t);
     plan *p = plan_create(t, &err);
     assert_non_null(p);

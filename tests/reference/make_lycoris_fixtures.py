@@ -32,6 +32,7 @@ CONV1 = [BLOCK + "proj_in"]
 CONV3 = ["down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv"]
 NORMS = [TRANSFORMER + "norm2", "down_blocks.0.resnets.0.norm1"]
 TEXT = ["encoder.layers.0.mlp.fc1"]
+TEXT_NORMS = ["encoder.layers.0.layer_norm2"]
 ALL = LINEAR + CONV1 + CONV3
 
 # file: (class, modules of the U-Net, arguments)
@@ -73,7 +74,7 @@ def layers():
             p.data = torch.randn_like(p) * 0.3
             p.requires_grad_(False)
     found = {"unet/" + n: models["unet"].get_submodule(n) for n in ALL + NORMS}
-    found |= {"text_encoder/text_model." + n: models["text_encoder"].get_submodule(n) for n in TEXT}
+    found |= {"text_encoder/text_model." + n: models["text_encoder"].get_submodule(n) for n in TEXT + TEXT_NORMS}
     return found
 
 
@@ -111,7 +112,7 @@ def file_name_of(module, name):
 
 def make(name, kind, modules, arguments, reference, base):
     file, out = {}, {}
-    keys = ["unet/" + n for n in modules] + ["text_encoder/text_model." + n for n in TEXT if kind is not NormModule]
+    keys = ["unet/" + n for n in modules] + ["text_encoder/text_model." + n for n in (TEXT_NORMS if kind is NormModule else TEXT)]
     for key in keys:
         module = kind(flat_name(key), base[key], multiplier=1.0, **arguments)
         if kind is FullModule:  # before that its weight is not the sum, as saving assumes

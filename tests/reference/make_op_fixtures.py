@@ -92,6 +92,31 @@ def layer_norm(rows, c, mean256):
     return differentiate(F.layer_norm(x, (c,), values(GAMMA, c, shift=1.0), values(BETA, c), 1e-5), 1, x=x)
 
 
+def trained_vector(stream, fixed, c, shift, frozen, computed):
+    """A norm's scale or shift, and what its gradient is asked of: itself, or (computed) half of what is added to a fixed one."""
+    trained = None if frozen else values(stream, c, shift=0.0 if computed else shift)
+    if computed:
+        return values(fixed, c, shift=shift) + (0 if frozen else 0.5 * trained), trained
+    return values(stream, c, shift=shift) if frozen else trained, trained
+
+
+def trained_norm(x, norm, frozen_x, frozen_gamma, frozen_beta, computed):
+    c = x.shape[-1]
+    gamma, trained_gamma = trained_vector(GAMMA, Q, c, 1.0, frozen_gamma, computed)
+    beta, trained_beta = trained_vector(BETA, K, c, 0.0, frozen_beta, computed)
+    return differentiate(norm(x, gamma, beta), 1, x=None if frozen_x else x, gamma=trained_gamma, beta=trained_beta)
+
+
+def trained_group_norm(n, h, w, c, groups, silu, mean256, *frozen):
+    norm = lambda x, gamma, beta: nhwc(F.group_norm(nchw(x), groups, gamma, beta, 1e-5))
+    x = values(X, n, h, w, c, shift=mean256 / 256)
+    return trained_norm(x, (lambda *inputs: F.silu(norm(*inputs))) if silu else norm, *frozen)
+
+
+def trained_layer_norm(rows, c, mean256, *frozen):
+    return trained_norm(values(X, rows, c, shift=mean256 / 256), lambda x, gamma, beta: F.layer_norm(x, (c,), gamma, beta, 1e-5), *frozen)
+
+
 def attention(n, tq, tk, heads, width, causal, scale):
     """scale: of the inputs; large ones make sharp softmaxes."""
     c = heads * width
@@ -209,12 +234,25 @@ def split_blocks(n, h, w, blocks, k):
     return differentiate(x.reshape(n, h, w, blocks, k).permute(0, 3, 1, 2, 4).reshape(n * blocks, h, w, k), 1, x=x)
 
 
-def rotate(rows, blocks, size, stride, transposed):
-    x, matrices = values(X, rows, blocks * size), values(Q, blocks, size, size)
+def turned(x, matrices, stride, transposed):
+    rows, (blocks, size, _) = x.shape[0], matrices.shape
     columns = torch.arange(blocks * size)
     order = columns.reshape(-1, 2, stride).transpose(1, 2).reshape(-1) if stride else columns
     y = torch.einsum("gji,rgi->rgj" if transposed else "gij,rgi->rgj", matrices, x[:, order].reshape(rows, blocks, size))
-    return differentiate(y.reshape(rows, -1)[:, torch.argsort(order)], 1, x=x, q=matrices)
+    return y.reshape(rows, -1)[:, torch.argsort(order)]
+
+
+def rotate(rows, blocks, size, stride, transposed):
+    x, matrices = values(X, rows, blocks * size), values(Q, blocks, size, size)
+    return differentiate(turned(x, matrices, stride, transposed), 1, x=x, q=matrices)
+
+
+def rotate_stages(stages, rows, blocks, size, stride, transposed):
+    x, matrices = values(X, rows, blocks * size), values(Q, stages, blocks, size, size, scale=0.5)
+    y = x
+    for stage in range(stages):
+        y = turned(y, matrices[stage], stride << stage, transposed)
+    return differentiate(y, 1, x=x, q=matrices)
 
 
 def cayley(blocks, size, limit256):
@@ -233,6 +271,14 @@ def dora(taps, out, columns, output_axis):
     return differentiate(magnitude / (norm + torch.finfo(torch.float32).eps), 1, q=d, gamma=magnitude)
 
 
+def dora_factored(taps, out, columns, rank, output_axis, scale256):
+    w = values(W, taps, out, columns).detach()
+    left, right = values(Q, out, rank, scale=0.5), values(K, taps, rank, columns, scale=0.5)
+    magnitude, v = values(GAMMA, out if output_axis else columns), w + scale256 / 256 * left @ right
+    norm = v.permute(1, 0, 2).reshape(out, -1).norm(dim=1) if output_axis else v.reshape(-1, columns).norm(dim=0)
+    return differentiate(magnitude / (norm + torch.finfo(torch.float32).eps), 1, q=left, k=right, gamma=magnitude)
+
+
 def take(n, count, first, second):
     x = values(Q, n, count)
     return differentiate(x[first] + x[second], 1, q=x)
@@ -248,6 +294,68 @@ def computed_conv2d(n, h, w, rows_a, columns_a, rows_b, columns_b):
     weight = torch.stack([0.25 * torch.kron(a, tap) for tap in b])
     y = F.conv2d(nchw(x), weight.permute(1, 2, 0).reshape(rows_a * rows_b, -1, 3, 3), padding=1)
     return differentiate(nhwc(y), 1, x=x, q=a, k=b)
+
+
+def choices(key, stream, places):
+    """pcg4d (Jarzynski & Olano 2020) of (place, stream, key)."""
+    m = np.uint64(0xFFFFFFFF)
+    x, y, z, w = (np.asarray(v, np.uint64) * np.uint64(1664525) + np.uint64(1013904223) & m for v in (places, stream, *key))
+    x = x + y * w & m
+    y = y + z * x & m
+    z = z + x * y & m
+    w = w + y * z & m
+    x, y, w = x ^ x >> np.uint64(16), y ^ y >> np.uint64(16), w ^ w >> np.uint64(16)
+    return x + y * w & m
+
+
+def dropout(n, tokens, c, of, stream, rate256, factor256):
+    """of: every element, column of an image, column, everything."""
+    x, key = values(X, n, tokens, c), (values(GAMMA, 2) * 256 + 256).detach().numpy()
+    place = np.arange(n * tokens * c).reshape(n, tokens, c)
+    image, column = place // (tokens * c), place % c
+    place = [place, image * c + column, column, place * 0][of]
+    keep = torch.tensor(choices(key, stream, place) >= np.uint64(rate256 * 2**24))
+    return differentiate(x * keep * (factor256 / 256), 1, x=x)
+
+
+def product_square_sum(taps, out, r, columns):
+    up, down = values(Q, out, r), values(K, taps, r, columns)
+    return {"y": (up @ down).square().sum().reshape(1)}
+
+
+def square_sum(count):
+    return {"y": values(Q, count).square().sum().reshape(1)}
+
+
+def limit_norm(count, limit256, exponent256):
+    """scale 0.5, and the norm is that of the parameter itself."""
+    x = values(Q, count)
+    norm = 0.5 * x.norm()
+    return {"y": x * (limit256 / 256 / norm).clamp(max=1) ** (exponent256 / 256)}
+
+
+GATED = [(1, 6, 5), (7, 6, 1), (3, 6, 10)]  # periods, ranks, inner
+WINDOWS = [(0, 2), (2, 4), (0, 2), (0, 0), (4, 6), (2, 4)]
+
+
+def gated_optimizer():
+    """AdamW on parameters cut into ranks, each a parameter of its own that has no gradient in a step that leaves it out (as in sd-scripts'
+    DyLoRA, networks/dylora.py); clipping to 0.5. Displacements at the end."""
+    start = [values(230 + k, *shape) for k, shape in enumerate(GATED)]
+    ranks = [[torch.nn.Parameter(p[:, r].detach().clone()) for r in range(6)] for p in start]
+    every = [p for parts in ranks for p in parts]
+    adamw = torch.optim.AdamW(every, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.02)
+    out = {}
+    for step, (begin, end) in enumerate(WINDOWS):
+        for k, parts in enumerate(ranks):
+            grad = values(240 + 10 * step + k, *GATED[k]).detach()
+            for r, p in enumerate(parts):
+                p.grad = grad[:, r].clone() if begin <= r < end else None
+        torch.nn.utils.clip_grad_norm_(every, 0.5)
+        adamw.step()
+    for k, parts in enumerate(ranks):
+        out[f"moved/{k}"] = torch.stack([p.detach() for p in parts], 1) - start[k]
+    return out
 
 
 def optimizer(max_norm):
@@ -291,6 +399,15 @@ CASES = {
         (1, 33, 31, 20, 4, 1, 512), (1, 64, 64, 16, 2, 0, 1024), (2, 3, 3, 30, 1, 1, 0), (1, 200, 300, 8, 2, 1, 1024), (1, 70, 61, 96, 8, 1, 256),
     ],
     layer_norm: [(1, 8, 0), (77, 64, 0), (3, 1, 0), (231, 33, 256), (5, 1280, 512), (130, 320, 64)],
+    trained_group_norm: [
+        (1, 4, 4, 8, 4, 0, 0, 0, 0, 0, 0), (3, 5, 7, 12, 3, 1, 0, 0, 0, 0, 1), (1, 1, 1, 16, 2, 1, 0, 0, 0, 0, 0), (2, 9, 13, 64, 32, 1, 128, 1, 0, 0, 1),
+        (3, 1, 5, 32, 32, 0, 0, 0, 1, 0, 0), (1, 33, 31, 20, 4, 1, 512, 0, 0, 1, 1), (1, 64, 64, 16, 2, 0, 1024, 0, 0, 0, 1),
+        (2, 3, 3, 30, 1, 1, 0, 1, 1, 0, 0), (1, 200, 300, 8, 2, 1, 1024, 0, 0, 0, 1), (1, 70, 61, 96, 8, 1, 256, 0, 0, 0, 1),
+    ],
+    trained_layer_norm: [
+        (1, 8, 0, 0, 0, 0, 0), (77, 64, 0, 0, 0, 0, 1), (3, 1, 0, 0, 0, 0, 1), (231, 33, 256, 1, 0, 0, 1), (5, 1280, 512, 0, 1, 0, 0),
+        (130, 320, 64, 0, 0, 1, 1), (2100, 20, 128, 0, 0, 0, 1),
+    ],
     attention: [
         (1, 8, 8, 1, 8, 0, 1), (3, 7, 5, 2, 8, 0, 2), (1, 65, 77, 2, 40, 0, 1), (2, 150, 77, 1, 40, 0, 1), (1, 150, 150, 1, 64, 0, 2),
         (3, 77, 77, 2, 64, 1, 1), (1, 77, 77, 1, 80, 1, 2), (1, 33, 33, 1, 160, 0, 1), (2, 9, 154, 2, 80, 0, 1), (1, 1, 1, 1, 8, 0, 1),
@@ -331,11 +448,25 @@ CASES = {
     rotate: [
         (1, 1, 1, 0, 0), (7, 3, 5, 0, 0), (35, 4, 8, 0, 1), (300, 2, 33, 0, 0), (20, 8, 4, 2, 1), (20, 8, 4, 8, 0), (600, 4, 6, 3, 1), (9, 4, 10, 20, 1),
     ],
+    rotate_stages: [(1, 3, 2, 2, 1, 1), (2, 20, 4, 6, 3, 0), (3, 37, 8, 10, 5, 1), (4, 300, 16, 4, 2, 1), (2, 33, 4, 20, 10, 0), (2, 16, 3, 5, 0, 1)],
     cayley: [(1, 1, 0), (1, 2, 0), (3, 5, 0), (20, 16, 0), (4, 7, 64), (2, 33, 256), (3, 4, 2560), (1, 80, 0)],
     dora: [(1, 1, 1, 0), (1, 7, 5, 0), (1, 7, 5, 1), (9, 6, 10, 0), (9, 6, 10, 1), (1, 300, 40, 0), (1, 33, 200, 1), (9, 33, 17, 0)],
+    dora_factored: [
+        (1, 2, 2, 1, 0, 256), (1, 7, 5, 3, 0, 256), (1, 7, 5, 3, 1, 128), (9, 6, 10, 4, 0, 256), (9, 6, 10, 4, 1, 64), (1, 300, 40, 16, 0, 256),
+        (1, 33, 200, 5, 1, 256), (9, 33, 20, 8, 1, 256), (9, 36, 17, 1, 0, 256), (1, 64, 1300, 16, 1, 512),
+        (9, 16, 64, 4, 0, 256), (9, 16, 64, 4, 1, 256), (9, 32, 320, 16, 0, 256), (9, 32, 320, 16, 1, 256),
+    ],
     take: [(1, 5, 0, 0), (4, 33, 1, 3), (3, 130, 2, 2)],
     computed_linear: [(1, 1, 1, 1, 1), (35, 2, 3, 5, 4), (77, 4, 4, 10, 5), (130, 8, 8, 8, 8)],
     computed_conv2d: [(1, 3, 3, 1, 1, 1, 1), (2, 5, 7, 2, 3, 4, 2), (1, 8, 8, 4, 4, 8, 8)],
+    dropout: [
+        (1, 1, 1, 0, 0, 128, 256), (2, 35, 20, 0, 3, 64, 512), (3, 77, 33, 0, 7, 26, 128), (2, 35, 20, 1, 5, 128, 512), (3, 9, 6, 1, 900, 77, 256),
+        (2, 40, 64, 2, 1, 128, 256), (2, 5, 7, 2, 2, 200, 512), (2, 5, 8, 3, 1, 128, 256), (2, 5, 8, 3, 2, 128, 256), (2, 5, 7, 3, 7, 128, 256),
+    ],
+    product_square_sum: [(1, 1, 1, 1), (1, 40, 5, 33), (9, 33, 4, 20), (1, 300, 70, 130), (1, 3, 16, 5)],
+    square_sum: [(1,), (35,), (70000,)],
+    limit_norm: [(40, 128, 128), (40, 2560, 128), (5000, 256, 85)],
+    gated_optimizer: [()],
     optimizer: [(0,), (0.5,)],
 }
 

@@ -82,11 +82,24 @@ static void skipping_a_layer(training *t) {
     t->options.checkpoint = 1;
 }
 
+static void norms(training *t) {
+    t->options.adapter.kind = "norm";
+    t->options.adapter.targets = "full";
+    t->options.text_rate = 5e-4;
+}
+
+static void norms_beside(training *t) {
+    t->options.adapter.kind = "loha";
+    t->options.adapter.train_norm = true;
+    t->options.checkpoint = 1;
+}
+
 static const struct {
     const char *name;
     change change;
     int64_t stop_at;
-} RESUMED[] = {{"plain", plain, 2}, {"everything", everything, 3}, {"epochs", by_epochs, 4}, {"layer", skipping_a_layer, 1}};
+} RESUMED[] = {{"plain", plain, 2}, {"everything", everything, 3}, {"epochs", by_epochs, 4}, {"layer", skipping_a_layer, 1},
+               {"norms", norms, 2}, {"beside", norms_beside, 1}};
 
 static void stopped_and_resumed_is_as_if_never_stopped(void **state) {
     (void)state;
@@ -113,6 +126,21 @@ static void stopped_and_resumed_is_as_if_never_stopped(void **state) {
         free(a);
         free(b);
     }
+}
+
+/* Norms are computed again in the backward part in any case, their scales and shifts only with checkpointing. */
+static void checkpointed_norms_are_the_same(void **state) {
+    (void)state;
+    char *a = place_output(&here, "norms-kept"), *b = place_output(&here, "norms-again");
+    training kept = training_make(&here, a), again = training_make(&here, b);
+    norms(&kept);
+    norms(&again);
+    again.options.checkpoint = 1;
+    training_expect(&kept, TRAIN_DONE);
+    training_expect(&again, TRAIN_DONE);
+    expect_equal_results(a, b);
+    free(a);
+    free(b);
 }
 
 static void more_steps_go_on(void **state) {
@@ -613,6 +641,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(one_seed_gives_one_file),
                                        cmocka_unit_test(two_threads_give_one_file),
                                        cmocka_unit_test(stopped_and_resumed_is_as_if_never_stopped),
+                                       cmocka_unit_test(checkpointed_norms_are_the_same),
                                        cmocka_unit_test(more_steps_go_on),
                                        cmocka_unit_test(a_stop_before_the_first_step_writes_nothing),
                                        cmocka_unit_test(resuming_with_other_settings_names_the_option),
