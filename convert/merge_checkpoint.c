@@ -1,8 +1,8 @@
 #include "convert/merge_checkpoint.h"
 
 #include "base/memory.h"
-#include "convert/change.h"
 #include "formats/safetensors.h"
+#include "lora/change.h"
 #include "lycoris/kinds.h"
 
 #include <math.h>
@@ -46,25 +46,25 @@ static bool may_change(const adapter_module *m, bool bias) {
     return !bias || m->kind->foreign;
 }
 
-/* values: the weight or bias as the layers before left it, which is what kinds that read it must find instead of the model's. */
-static bool apply_layer(const changing *c, const merge_layer *l, float *values, error *err) {
-    const adapter_module *found = module_of(l, c->info);
-    if (!found || !may_change(found, c->bias)) return true;
+/* values: the bias as the layers before left it, which is what (IA)^3 must find instead of the model's. */
+static bool add_bias(const changing *c, const merge_layer *l, const adapter_module *m, float strength, float *values, error *err) {
     checkpoint_tensor now = *c->tensor;
     checkpoint model = {.path = c->merging->model->path};
-    module_info info = *c->info;
-    adapter_module m = *found;
     change d;
     now.type = DTYPE_F32, now.data = values, now.bytes = now.elements * sizeof *values;
     model.parts[c->info->part] = (checkpoint_table){.tensors = &now, .count = 1};
-    if (!c->bias) info.weight = &now;
-    m.info = &info;
-    if (!change_compute(l->adapter, &m, c->bias ? &model : c->merging->model, &d, err))
-        return error_prefix(err, "%s: module %s", l->adapter->path, c->info->flat);
-    const float *added = c->bias ? d.bias : d.weight;
-    for (size_t i = 0; added && i < now.elements; i++) values[i] += adapter_spec_weight(&l->spec, c->info) * added[i];
+    if (!change_compute(l->adapter, m, &model, &d, err)) return false;
+    for (size_t i = 0; d.bias && i < now.elements; i++) values[i] += strength * d.bias[i];
     change_free(&d);
     return true;
+}
+
+static bool apply_layer(const changing *c, const merge_layer *l, float *values, error *err) {
+    const adapter_module *m = module_of(l, c->info);
+    float strength = adapter_spec_weight(&l->spec, c->info);
+    if (!m || !may_change(m, c->bias)) return true;
+    bool ok = c->bias ? add_bias(c, l, m, strength, values, err) : change_add(l->adapter, m, strength, values, err);
+    return ok || error_prefix(err, "%s: module %s", l->adapter->path, c->info->flat);
 }
 
 static bool round_values(const safetensors_tensor *t, const float *values, void *out, error *err) {

@@ -2,7 +2,7 @@
 #ifndef VULORA_CONVERT_RECAST_H
 #define VULORA_CONVERT_RECAST_H
 
-#include "convert/change.h"
+#include "lora/change.h"
 #include "convert/draft.h"
 #include "convert/source.h"
 #include "convert/svd.h"

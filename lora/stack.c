@@ -1,5 +1,6 @@
 #include "lora/stack.h"
 
+#include "lora/below.h"
 #include "lora/dora.h"
 #include "lora/residual.h"
 #include "lora/stepwise.h"
@@ -20,12 +21,18 @@ typedef struct stack_entry {
 struct adapter_stack {
     stack_entry *entries;
     int count;
+    adapter_below *below;
 };
 
-adapter_stack *adapter_stack_create(void) { return memory_new(1, sizeof(adapter_stack)); }
+adapter_stack *adapter_stack_create(void) {
+    adapter_stack *s = memory_new(1, sizeof *s);
+    s->below = adapter_below_create();
+    return s;
+}
 
 void adapter_stack_free(adapter_stack *s) {
     if (!s) return;
+    adapter_below_free(s->below);
     for (int i = 0; i < s->count; i++) adapter_free(s->entries[i].adapter);
     free(s->entries);
     free(s);
@@ -125,14 +132,39 @@ tensor *adapter_chain_replace(const adapter_chain *c, tensor *y, tensor *changed
     return add->residual ? op_add(c->tape, mixed, add->residual) : mixed;
 }
 
-tensor *adapter_chain_difference(const adapter_chain *c, int level, tensor *difference) {
+/* Whether all that is below are differences, which add up. */
+static bool only_differences(const adapter_chain *c, int level) {
+    for (float weight; level-- > 0;) {
+        const adapter_module *m = module_at(c->stack, level, c->site->part, c->site->name, &weight);
+        if (m && (!m->kind->difference || adapter_module_magnitude(m))) return false;
+    }
+    return true;
+}
+
+static tensor *difference_below(const adapter_chain *c, int level) {
+    adapter_layer *layers = memory_new((size_t)level, sizeof *layers);
+    const module_info *info = NULL;
+    error err;
+    int count = 0;
     for (int below = 0; below < level; below++) {
         float weight;
         const adapter_module *m = module_at(c->stack, below, c->site->part, c->site->name, &weight);
         if (!m) continue;
-        if (!m->kind->difference || adapter_module_magnitude(m))
-            return tape_fail(c->tape, "module %s: a DoRA adapter on top of a %s adapter is not supported; put the DoRA adapter first",
-                             c->site->name, adapter_module_magnitude(m) ? "DoRA" : m->kind->title);
+        info = m->info;
+        layers[count++] = (adapter_layer){c->stack->entries[below].adapter, weight};
+    }
+    tensor *value = adapter_below_change(c->stack->below, layers, count, info, &err);
+    free(layers);
+    return value ? value : tape_fail(c->tape, "%s", err.text);
+}
+
+tensor *adapter_chain_difference(const adapter_chain *c, int level, tensor *difference) {
+    if (!only_differences(c, level))
+        return op_scale_columns(c->tape, difference, (column_scale){.a = 1, .residual = difference_below(c, level), .c = 1});
+    for (int below = 0; below < level; below++) {
+        float weight;
+        const adapter_module *m = module_at(c->stack, below, c->site->part, c->site->name, &weight);
+        if (!m) continue;
         difference =
             op_scale_columns(c->tape, difference, (column_scale){.a = 1, .residual = adapter_module_difference(m, c->tape), .c = weight});
     }

@@ -140,8 +140,8 @@ static void squares_cpu(const record *r, const device *dev) {
     }
 }
 
-/* C [rank, n] = (residual: C) + A [rank, k] W_tap, or A W_tap^T. In fp32 whatever the device's precision: a norm is wanted. */
-static cpu_gemm tap_product(const record *r, const float *a, int64_t tap, bool residual, float *c) {
+/* C [rank, n] = (residual: C) + A [rank, k] W_tap, or A W_tap^T. */
+static cpu_gemm tap_product(const record *r, const device *d, const float *a, int64_t tap, bool residual, float *c) {
     int64_t in = r->i[I_IN], out = r->i[I_OUT];
     bool kn = !r->i[I_OUTPUT_AXIS];
     return (cpu_gemm){.m = r->i[I_RANK],
@@ -158,7 +158,8 @@ static cpu_gemm tap_product(const record *r, const float *a, int64_t tap, bool r
                       .residual = residual ? c : NULL,
                       .c = c,
                       .c_type = DTYPE_F32,
-                      .rows_per_image = r->i[I_RANK]};
+                      .rows_per_image = r->i[I_RANK],
+                      .bf16 = d->bf16};
 }
 
 static bool uses_kernels(const record *r, const device *d) { return d->kernels && cpu_kernels_read(r->in[0]); }
@@ -185,7 +186,7 @@ static void multiply_panels(const record *r, const cpu_gemm *g, float *panel) {
 }
 
 static void multiply(const record *r, const device *d, const float *a, int64_t tap, bool residual, float *c) {
-    cpu_gemm g = tap_product(r, a, tap, residual, c);
+    cpu_gemm g = tap_product(r, d, a, tap, residual, c);
     float *scratch = (float *)r->scratch->cpu + turned_floats(r);
     if (uses_kernels(r, d))
         d->kernels->gemm(&g, d->threads, scratch);
@@ -381,7 +382,7 @@ static size_t product_scratch(const record *r, const device *d) {
         size_t first = kernel_gemm_scratch(&g, d->gpu), others = kernel_gemm_scratch(&adding, d->gpu);
         return first > others ? first : others;
     }
-    cpu_gemm g = tap_product(r, NULL, 0, false, NULL);
+    cpu_gemm g = tap_product(r, d, NULL, 0, false, NULL);
     size_t more = uses_kernels(r, d) ? d->kernels->gemm_scratch(&g, d->threads) : (size_t)(panel_rows(r) * r->i[I_IN]) * sizeof(float);
     return (size_t)turned_floats(r) * sizeof(float) + more;
 }

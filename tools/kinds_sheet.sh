@@ -20,9 +20,11 @@ columns=(
 # The best of the learning rates tried (400 steps of one picture): what a kind trains begins at very different sizes.
 rate_of() {
     case $1 in
-    norm | ia3) echo 1e-2 ;;
-    lokr | oft) echo 3e-3 ;;
-    full) echo 3e-4 ;;
+    ia3) echo 3e-2 ;;
+    norm) echo 1e-2 ;;
+    lokr | dylora) echo 3e-3 ;;
+    full | loha) echo 3e-4 ;;
+    boft) echo 1e-4 ;;
     *) echo 1e-3 ;;
     esac
 }

@@ -1,4 +1,5 @@
-/* The README's table of the kinds of adapters, cell by cell: each row is trained with the options it names, applied, and inspected. */
+/* The README's table of the kinds of adapters, cell by cell: each row is trained with the options it names, applied, and inspected. And
+   stacks of kinds that read the weight as the ones below left it, against the model that they are merged into. */
 #include "base/file.h"
 #include "base/memory.h"
 #include "formats/safetensors.h"
@@ -14,6 +15,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +23,10 @@
 
 enum { COLUMNS = 9, LOADERS = 4 };
 enum { KIND, OPTIONS, TRAIN, APPLY, EXPORT, FIRST_LOADER };
+
+#define LEARN "train --model model.safetensors --data photos --resolution 64 --device cpu --cache-dir cache --steps 2 --rank 4 --quiet "
+
+static const tiny_model_shape SHAPE = {TINY_UNET_CHANNELS, TINY_VAE_CHANNELS, TINY_TEXT_WIDTH, TINY_TEXT_LAYERS, DTYPE_F32, 0};
 
 static char *folder;
 static safetensors bare; /* the model's own output */
@@ -124,10 +130,7 @@ static void check_loaders(const row *r, const char *path) {
 static void check_row(const row *r) {
     char options[96], command[512];
     snprintf(options, sizeof options, "%.*s", (int)strcspn(r->cell[OPTIONS] + 1, "`"), r->cell[OPTIONS] + 1);
-    snprintf(command, sizeof command,
-             "train --model model.safetensors --data photos --resolution 64 --device cpu --cache-dir cache --steps 2 --lr 0.01 --rank 4 "
-             "--output adapter.safetensors --quiet %s",
-             options);
+    snprintf(command, sizeof command, LEARN "--lr 0.01 --output adapter.safetensors %s", options);
     check_cell(r, TRAIN, runs(command, NULL), "train");
     if (!says_yes(r, TRAIN)) return;
     check_cell(r, APPLY, changes_the_output("adapter.safetensors"), "apply");
@@ -152,10 +155,57 @@ static void the_table_is_true(void **state) {
     free(readme);
 }
 
+/* Relative to the one of the merged model. */
+static double distance(const char *a, const char *b) {
+    safetensors x, y;
+    assert_true(safetensors_open(&x, a, NULL) && safetensors_open(&y, b, NULL));
+    const safetensors_tensor *s = safetensors_find(&x, "noise_pred"), *t = safetensors_find(&y, "noise_pred");
+    float *p = safetensors_read_f32(&x, s, NULL), *q = safetensors_read_f32(&y, t, NULL);
+    double gap = 0, norm = 0;
+    for (size_t i = 0; i < s->elements; i++) {
+        gap += ((double)p[i] - (double)q[i]) * ((double)p[i] - (double)q[i]);
+        norm += (double)q[i] * (double)q[i];
+    }
+    free(p);
+    free(q);
+    safetensors_close(&x);
+    safetensors_close(&y);
+    return sqrt(gap / norm);
+}
+
+static void stacks_do_what_a_merged_model_does(void **state) {
+    (void)state;
+    static const char *const made[][2] = {
+        {"ia3", "ia3"}, {"oft", "oft"}, {"dora", "locon --dora"}, {"lohadora", "loha --dora"}, {"full", "full"}};
+    static const char *const stacks[][4] = {{"ia3:0.7", "dora:0.9"}, {"oft", "lohadora"}, {"dora:0.6", "ia3", "full:0.5", "lohadora:0.8"}};
+    char command[640], part[96];
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
+        snprintf(command, sizeof command, LEARN "--lr 0.05 --output %s.safetensors --kind %s", made[i][0], made[i][1]);
+        assert_true(runs(command, NULL));
+    }
+    for (size_t i = 0; i < sizeof stacks / sizeof *stacks; i++) {
+        char merge[256] = "merge",
+             probe[320] = "probe unet --model model.safetensors --device cpu --input in.safetensors --output live.safetensors";
+        for (int k = 0; k < 4 && stacks[i][k]; k++) {
+            const char *name = stacks[i][k];
+            snprintf(part, sizeof part, " %.*s.safetensors%s", (int)strcspn(name, ":"), name, name + strcspn(name, ":"));
+            strcat(merge, part);
+            strcat(strcat(probe, " --lora"), part);
+        }
+        strcat(merge, " --into model.safetensors --output merged.safetensors");
+        assert_true(runs(merge, NULL) && runs(probe, NULL));
+        assert_true(
+            runs("probe unet --model merged.safetensors --device cpu --input in.safetensors --output merged-out.safetensors", NULL));
+        double gap = distance("live.safetensors", "merged-out.safetensors"),
+               change = distance("bare.safetensors", "merged-out.safetensors");
+        if (!(gap < 5e-6) || !(change > 100 * gap)) fail_msg("%s: differs by %g, of a change of %g", merge, gap, change);
+    }
+}
+
 static int set_up(void **state) {
     (void)state;
     folder = folder_enter("kinds");
-    if (!folder || mkdir("photos", 0755) != 0 || !tiny_model_write("model.safetensors", 1)) return -1;
+    if (!folder || mkdir("photos", 0755) != 0 || !tiny_model_write_shape("model.safetensors", 1, SHAPE)) return -1;
     if (!tiny_png_write("photos/a.png", 64, 64, 1) || !file_write_all("photos/a.txt", "a wall", 6, NULL)) return -1;
     write_probe_input();
     if (!runs("probe unet --model model.safetensors --device cpu --input in.safetensors --output bare.safetensors", NULL)) return -1;
@@ -169,6 +219,6 @@ static int tear_down(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_table_is_true)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(the_table_is_true), cmocka_unit_test(stacks_do_what_a_merged_model_does)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

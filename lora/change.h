@@ -1,7 +1,7 @@
 /* What one module of an adapter changes at strength 1, as numbers on the host: the weight's change whatever the kind, or the two factors
    of one that is a LoRA. */
-#ifndef VULORA_CONVERT_CHANGE_H
-#define VULORA_CONVERT_CHANGE_H
+#ifndef VULORA_LORA_CHANGE_H
+#define VULORA_LORA_CHANGE_H
 
 #include "lora/kind.h"
 
@@ -18,6 +18,8 @@ bool change_needs_model(const adapter_module *m);
    (IA)^3 scales. The caller names file and module in messages. */
 bool change_compute(const adapter *a, const adapter_module *m, const checkpoint *model, change *out, error *err);
 void change_free(change *c);
+/* Adds multiplier times what the module makes of this weight: [out, in, kh, kw], as the adapters below have left it. */
+bool change_add(const adapter *a, const adapter_module *m, float multiplier, float *weight, error *err);
 
 /* up down, scaled by `scale`, is the weight's change. */
 typedef struct factors {

@@ -1,4 +1,4 @@
-#include "convert/change.h"
+#include "lora/change.h"
 
 #include "base/memory.h"
 #include "graph/plan.h"
@@ -279,6 +279,20 @@ bool change_compute(const adapter *a, const adapter_module *m, const checkpoint 
                                               : weight_change(a, m, model, out, err);
     if (!ok) change_free(out);
     return ok;
+}
+
+bool change_add(const adapter *a, const adapter_module *m, float multiplier, float *weight, error *err) {
+    checkpoint_tensor now = *m->info->weight;
+    module_info info = *m->info;
+    adapter_module here = *m;
+    change d;
+    now.type = DTYPE_F32, now.data = weight, now.bytes = now.elements * sizeof *weight;
+    info.weight = &now;
+    here.info = &info;
+    if (!change_compute(a, &here, NULL, &d, err)) return false;
+    for (size_t i = 0; d.weight && i < now.elements; i++) weight[i] += multiplier * d.weight[i];
+    change_free(&d);
+    return true;
 }
 
 /* ---- Factors ---- */
