@@ -46,8 +46,8 @@ bool draw_measure(pipeline *p, const draw_settings *s, const draw_prompts *promp
    picture cannot fit: the error names a size that would. */
 bool draw_fit_memory(pipeline *p, draw_settings *s, const draw_prompts *prompts, bool more_follow, draw_memory *memory, error *err);
 
-/* progress: after every step. decoding: before the picture is made of the latents. cancel stops the drawing before the next step. Each may be
-   NULL. */
+/* progress: after every step. decoding: before the picture is made of the latents. cancel stops the drawing before the next step. Each may
+   be NULL. */
 typedef struct draw_watch {
     denoise_progress progress;
     void (*decoding)(void *user);

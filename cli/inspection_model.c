@@ -1,8 +1,8 @@
 /* Norms of an adapter against the model that it is for: those of every kind, also of kinds whose change depends on the model's weights. */
 #include "base/memory.h"
 #include "cli/inspection.h"
-#include "lora/change.h"
 #include "convert/source.h"
+#include "lora/change.h"
 
 #include <stdlib.h>
 

@@ -2,10 +2,10 @@
 #ifndef VULORA_CONVERT_RECAST_H
 #define VULORA_CONVERT_RECAST_H
 
-#include "lora/change.h"
 #include "convert/draft.h"
 #include "convert/source.h"
 #include "convert/svd.h"
+#include "lora/change.h"
 
 /* How many singular values are kept (features.md 7; sd-scripts' resize_lora). */
 typedef enum rank_rule {

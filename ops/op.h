@@ -22,8 +22,8 @@ tensor *op_total(tape *t, tensor *x);
 /* Adds to the gradient of w, one value per column, factor times the sum over rows of x y (y NULL: of x). */
 void grad_add_columns(tape *t, tensor *w, tensor *x, tensor *y, float factor);
 
-/* matmul.c. scale a^T b of two fp32 matrices [n, r] (columns), or the sum over taps of scale a b^T of two [r, n] or [taps, r, n]: [r, r]. No
-   gradient; that of op_factor_gram, x with itself, takes the result's gradient to be symmetric. */
+/* matmul.c. scale a^T b of two fp32 matrices [n, r] (columns), or the sum over taps of scale a b^T of two [r, n] or [taps, r, n]: [r, r].
+   No gradient; that of op_factor_gram, x with itself, takes the result's gradient to be symmetric. */
 tensor *op_gram_of_two(tape *t, tensor *a, tensor *b, bool columns, float scale);
 tensor *op_factor_gram(tape *t, tensor *x, bool columns);
 
