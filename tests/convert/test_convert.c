@@ -479,6 +479,5 @@ int main(void) {
                                        cmocka_unit_test(test_cut),
                                        cmocka_unit_test(test_merge),
                                        cmocka_unit_test(test_refused)};
-    device_name = "cpu";
-    return cmocka_run_group_tests_name("convert", tests, setup, teardown);
+    return device_choose(0) ? cmocka_run_group_tests_name(device_name, tests, setup, teardown) : -1;
 }

@@ -58,6 +58,18 @@ static int teardown(void **state) {
     return 0;
 }
 
+/* The device of run 0 is the CPU, that of run 1 VULORA_TEST_GPU or the software Vulkan device. False: there is no such run. */
+static bool device_choose(int number) {
+    const char *named = getenv("VULORA_TEST_GPU");
+    device_name = number == 0 ? "cpu" : named ? named : "llvmpipe";
+    if (number != 1) return number == 0;
+    error err;
+    device *vulkan = device_open(device_name, "fp32", 0, &err);
+    device_close(vulkan);
+    if (!vulkan) print_message("skipped on Vulkan: %s\n", err.text);
+    return vulkan != NULL;
+}
+
 /* ---- One module ---- */
 
 /* [n, c, h, w] to [n, h, w, c] (to_engine) or back; other ranks are copied. Freed by the caller. */

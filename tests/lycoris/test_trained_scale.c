@@ -218,13 +218,7 @@ static void nothing_is_changed_at_first(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(files_do_what_was_trained), cmocka_unit_test(nothing_is_changed_at_first)};
     validation_begin();
-    device_name = "cpu";
-    int failed = cmocka_run_group_tests_name("cpu", tests, setup, teardown);
-    device_name = getenv("VULORA_TEST_GPU") ? getenv("VULORA_TEST_GPU") : "llvmpipe";
-    error err;
-    device *vulkan = device_open(device_name, "fp32", 0, &err);
-    device_close(vulkan);
-    if (!vulkan) print_message("skipped on Vulkan: %s\n", err.text);
-    if (vulkan) failed += cmocka_run_group_tests_name("vulkan", tests, setup, teardown);
+    int failed = 0;
+    for (int i = 0; device_choose(i); i++) failed += cmocka_run_group_tests_name(device_name, tests, setup, teardown);
     return validation_end(failed);
 }
