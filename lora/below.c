@@ -38,6 +38,13 @@ void adapter_below_free(adapter_below *b) {
     free(b);
 }
 
+/* Tapes may still hold the tensors; they go with b. */
+void adapter_below_forget(adapter_below *b, const adapter *a) {
+    for (int i = 0; i < b->copy_count; i++)
+        if (b->copies[i].of == a) b->copies[i].of = NULL;
+    for (int i = 0; i < b->known_count; i++) b->known[i].key[0] = 0;
+}
+
 static char *key_of(const adapter_layer *layers, int count, const module_info *info) {
     char *key = memory_string(info->flat);
     for (int i = 0; i < count; i++) {

@@ -15,6 +15,8 @@ typedef struct adapter_layer {
 
 adapter_below *adapter_below_create(void);
 void adapter_below_free(adapter_below *b);
+/* Before an adapter is freed: what is known of it is not found again, also when another one comes to lie at its address. */
+void adapter_below_forget(adapter_below *b, const adapter *a);
 
 /* The weight's change under these layers, the first applied first: fp32, shaped as the engine's weight, on their device. Belongs to b. NULL
    on error: layers that are being trained, no memory. */

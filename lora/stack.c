@@ -53,6 +53,7 @@ void adapter_stack_add(adapter_stack *s, adapter *a, float unet_weight, float te
 void adapter_stack_remove(adapter_stack *s, adapter *a) {
     int index = find(s, a);
     if (index < 0) return;
+    adapter_below_forget(s->below, a);
     s->count--;
     memmove(&s->entries[index], &s->entries[index + 1], (size_t)(s->count - index) * sizeof *s->entries);
     adapter_free(a);

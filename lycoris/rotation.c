@@ -1,6 +1,7 @@
 #include "lycoris/rotation.h"
 
 #include "base/memory.h"
+#include "ops/ops.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,25 +28,10 @@ void rotation_transpose(rotation *r) {
     }
 }
 
-/* Gauss and Jordan in place. No pivots are needed: the identity is the symmetric part of I + q, so every pivot is at least 1. */
-static void invert(double *m, int64_t n) {
-    for (int64_t p = 0; p < n; p++) {
-        double pivot = 1 / m[p * n + p];
-        m[p * n + p] = 1;
-        for (int64_t j = 0; j < n; j++) m[p * n + j] *= pivot;
-        for (int64_t i = 0; i < n; i++) {
-            if (i == p) continue;
-            double factor = m[i * n + p];
-            m[i * n + p] = 0;
-            for (int64_t j = 0; j < n; j++) m[i * n + j] -= factor * m[p * n + j];
-        }
-    }
-}
-
 /* (I - q) (I + q)^-1 = 2 (I + q)^-1 - I */
 void rotation_cayley(double *r, const double *q, int64_t n) {
     for (int64_t i = 0; i < n * n; i++) r[i] = q[i] + (i % (n + 1) == 0);
-    invert(r, n);
+    cayley_invert(r, n);
     for (int64_t i = 0; i < n * n; i++) r[i] = 2 * r[i] - (i % (n + 1) == 0);
 }
 

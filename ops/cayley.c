@@ -60,8 +60,7 @@ static double shrink(const record *r, const float *b, double *norm) {
     return *norm > (double)r->f[0] ? (double)r->f[0] / *norm : 1;
 }
 
-/* m := m^-1 in place, Gauss-Jordan. No pivots are needed: I - Q has the identity as its symmetric part, so every pivot is at least 1. */
-static void invert(double *m, int64_t n) {
+void cayley_invert(double *m, int64_t n) {
     for (int64_t p = 0; p < n; p++) {
         double pivot = 1 / m[p * n + p];
         m[p * n + p] = 1;
@@ -93,7 +92,7 @@ static void cayley_cpu(const record *r, const device *d) {
         double *m = work + g * size;
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < n; j++) m[i * n + j] = (i == j) - factor * ((double)block[i * n + j] - (double)block[j * n + i]);
-        invert(m, n);
+        cayley_invert(m, n);
         for (int64_t i = 0; i < size; i++) out[g * size + i] = (float)(2 * m[i] - (i % (n + 1) == 0));
     }
 }

@@ -90,6 +90,9 @@ tensor *op_rotate(tape *t, tensor *x, tensor *matrices, int64_t stride, bool tra
 /* cayley.c. b: [..., n, n] fp32. Orthogonal matrices (I + Q) (I - Q)^-1, Q = b - b^T; limit > 0: the norm of Q, over all blocks, is at
    most that. */
 tensor *op_cayley(tape *t, tensor *b, float limit);
+/* m := m^-1 in place, [n, n], Gauss-Jordan. Without pivots: the symmetric part of m must be the identity, as that of I + Q and I - Q is, so
+   that every pivot is at least 1. */
+void cayley_invert(double *m, int64_t n);
 
 /* dora.c. w: frozen, [out, in] or [taps, out, in]; d: its change, fp32, as w. Returns magnitude / (norm of w + d) for every input column
    (magnitude: [in]) or output row ([out]), fp32. */

@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "tests/cli/probe_input.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,18 +26,6 @@ static void run_to(int status, const char *says, const char *arguments) {
     if (says && !strstr(r.err, says)) fail_msg("vulora %s: \"%s\" does not say \"%s\"", arguments, r.err, says);
     assert_string_equal(r.out, "");
     program_result_free(&r);
-}
-
-static void write_probe_input(void) {
-    float sample[4 * 8 * 8], states[77 * TINY_TEXT_WIDTH], timestep = 500;
-    for (size_t i = 0; i < sizeof sample / sizeof *sample; i++) sample[i] = (float)(i % 13) / 7 - 1;
-    for (size_t i = 0; i < sizeof states / sizeof *states; i++) states[i] = (float)(i % 11) / 5 - 1;
-    safetensors_writer w = {0};
-    assert_true(safetensors_writer_add_f32(&w, "sample", DTYPE_F32, 4, (int64_t[]){1, 4, 8, 8}, sample, NULL));
-    assert_true(safetensors_writer_add_f32(&w, "timestep", DTYPE_F32, 1, (int64_t[]){1}, &timestep, NULL));
-    assert_true(safetensors_writer_add_f32(&w, "encoder_hidden_states", DTYPE_F32, 3, (int64_t[]){1, 77, TINY_TEXT_WIDTH}, states, NULL));
-    assert_true(safetensors_writer_write(&w, "in.safetensors", NULL));
-    safetensors_writer_free(&w);
 }
 
 /* The U-Net's output with these adapters, freed by the caller. */
